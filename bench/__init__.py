@@ -1,0 +1,1 @@
+"""Measures tensorcall against bare grpcio, side by side in one run. `make bench`."""

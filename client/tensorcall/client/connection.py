@@ -1,0 +1,192 @@
+"""The way to one server: opened at first use, opened anew when it broke."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Literal, get_args
+
+import grpc
+
+from tensorcall.client.callbacks import refuse_to_wait
+from tensorcall.client.carrier import Carrier, closed_error, deadline_error, from_rpc_error, no_answer
+from tensorcall.client.options import grpc_timeout, seconds
+from tensorcall.client.session import SessionCarrier
+from tensorcall.client.unary import UnaryCarrier
+from tensorcall.v1 import handler_service_pb2_grpc
+from tensorcall.wire.errors import NotImplementedByPeer, TensorcallError, Unreachable
+
+CarrierName = Literal["auto", "session", "call"]
+# Of the ways that gRPC knows to write where a server is.
+_SCHEMES = ("dns", "unix", "xds", "passthrough")
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A dead peer is noticed; the server allows pings this often.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A server that was just started is found soon, not after the two minutes that gRPC may back off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Error details take up to 8 KiB of trailers.
+    ("grpc.max_metadata_size", 64 * 1024),
+    ("grpc.absolute_max_metadata_size", 64 * 1024),
+    # Functions are not idempotent: only what never left is sent again.
+    ("grpc.enable_retries", 0),
+]
+
+
+class Connection:
+    """One server's address, and what carries calls there. Safe from any thread."""
+
+    def __init__(self, address: str, carrier: CarrierName, connect_timeout: float) -> None:
+        """Prepares a connection; nothing is sent.
+
+        Raises:
+            TypeError, ValueError: the address is none, or one of the others.
+        """
+        _check_address(address)
+        if carrier not in get_args(CarrierName):
+            raise ValueError(f"carrier is one of {', '.join(map(repr, get_args(CarrierName)))}, not {carrier!r}")
+        patience = seconds("connect_timeout", connect_timeout)
+        if patience <= 0:
+            raise ValueError(f"connect_timeout is more than 0 seconds, not {connect_timeout!r}")
+        self.address = address
+        self._wanted = carrier
+        self._connect_timeout: float = grpc_timeout(patience) or patience
+        # Held for as long as it takes; the other, for what follows, only for moments: close() waits for nobody.
+        self._opening = threading.Lock()
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._carrier: Carrier | None = None
+        self._closed = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call can be made without waiting for a connection."""
+        return self._carrier is not None and self._carrier.alive
+
+    @property
+    def way(self) -> object:
+        """What carries calls, to be compared with; see `callbacks`."""
+        return self._channel
+
+    def _open_channel(self) -> grpc.Channel:
+        with self._lock:
+            if self._closed:
+                raise closed_error()
+            if self._channel is None:
+                self._channel = grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+            return self._channel
+
+    def carrier(self, timeout: float | None = None) -> Carrier:
+        """Returns what carries calls: a session where the server has them, plain calls where not.
+
+        Args:
+            timeout: how many seconds the caller has, if less than it may take to connect.
+
+        Raises:
+            Unreachable: nobody answers.
+            DeadlineExceeded: nobody answered within the caller's time.
+            Cancelled: the connection was closed, maybe in the meantime.
+        """
+        carrier = self._carrier
+        if carrier is not None and carrier.alive:
+            return carrier
+        start = time.monotonic()
+        patience = self._connect_timeout if timeout is None else min(timeout, self._connect_timeout)
+        channel = self._open_channel()
+        refuse_to_wait(channel)
+        try:
+            return self._carrier_within(channel, start, patience)
+        except (TensorcallError, ValueError) as error:  # a closed channel is a ValueError to gRPC
+            late = isinstance(error, Unreachable) and timeout is not None and time.monotonic() >= start + timeout
+            if not (self._closed or late):
+                raise
+        raise closed_error() if self._closed or timeout is None else deadline_error(timeout)
+
+    def _carrier_within(self, channel: grpc.Channel, start: float, patience: float) -> Carrier:
+        if not self._opening.acquire(timeout=patience):
+            raise no_answer(self.address, patience)
+        try:
+            carrier = self._carrier
+            if carrier is None or not carrier.alive:
+                carrier = self._open(channel, max(0.0, start + patience - time.monotonic()))
+                with self._lock:
+                    if not self._closed:
+                        self._carrier = carrier
+                if self._closed:
+                    carrier.close()
+                    raise closed_error()
+            return carrier
+        finally:
+            self._opening.release()
+
+    def _open(self, channel: grpc.Channel, patience: float) -> Carrier:
+        if self._wanted != "call":
+            try:
+                return SessionCarrier(channel, self.address, patience)
+            except NotImplementedByPeer:
+                if self._wanted == "session":
+                    raise
+        return UnaryCarrier(channel, self.address)
+
+    def ask(self, method: str, request: Any, timeout: float | None) -> Any:
+        """Calls one of HandlerService's methods that take and return generated messages.
+
+        Raises:
+            TensorcallError: it failed.
+        """
+        limit = self._connect_timeout if timeout is None else timeout
+        end = time.monotonic() + limit
+        try:
+            stub = handler_service_pb2_grpc.HandlerServiceStub(self._open_channel())
+            return getattr(stub, method)(request, timeout=grpc_timeout(limit))
+        except grpc.RpcError as raised:
+            if self._closed:
+                error: TensorcallError = closed_error(in_flight=True)
+            elif time.monotonic() >= end:
+                # gRPC may tell of a lost connection instead: the server notices the deadline, too.
+                error = deadline_error(limit)
+            else:
+                # Asking runs nothing, so it is all one when the server went away.
+                error = from_rpc_error(raised, self.address, connected=False)
+        except ValueError:
+            if not self._closed:
+                raise
+            error = closed_error()
+        try:
+            raise error
+        finally:
+            del error  # this frame is part of its traceback
+
+    def close(self) -> None:
+        """Cancels what is in flight and ends the connection. Idempotent."""
+        with self._lock:
+            self._closed = True
+            carrier, channel = self._carrier, self._channel
+            self._carrier = self._channel = None
+        if carrier is not None:
+            carrier.close()
+        if channel is not None:
+            channel.close()
+
+
+def _check_address(address: str) -> None:
+    if not isinstance(address, str):
+        raise TypeError(f"an address is a str, not {address!r}: write HOST:PORT, for example 127.0.0.1:50051")
+    scheme, separator, rest = address.partition("://")
+    if address.startswith(("unix:", "unix-abstract:")) or (separator and scheme in _SCHEMES):
+        return
+    if separator:
+        raise ValueError(f"{address!r} is no address: write HOST:PORT without {scheme}://, for example {_host(rest)}")
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{address!r} is no address: write HOST:PORT, for example 127.0.0.1:50051, or unix:PATH")
+
+
+def _host(rest: str) -> str:
+    host = rest.partition("/")[0]
+    return host if ":" in host else f"{host or '127.0.0.1'}:50051"
