@@ -202,8 +202,9 @@ async def count_async(stop: int, name: str = "") -> AsyncIterator[int]:
 
 @expose
 async def stall_async(name: str) -> AsyncIterator[int]:
-    yield 1
     try:
+        # Within: a caller who leaves at once finds the generator still here.
+        yield 1
         await asyncio.sleep(3600)
     finally:
         _happened[f"{name} closed"] += 1
