@@ -143,12 +143,15 @@ class CallRequest(message.Message):
     FUNCTION_FIELD_NUMBER: builtins.int
     METHOD_FIELD_NUMBER: builtins.int
     CALLABLE_PICKLE_FIELD_NUMBER: builtins.int
+    FETCH_FIELD_NUMBER: builtins.int
     ARGS_FIELD_NUMBER: builtins.int
     KWARGS_FIELD_NUMBER: builtins.int
     ARGUMENTS_PICKLE_FIELD_NUMBER: builtins.int
     TENSORS_FIELD_NUMBER: builtins.int
     CALL_ID_FIELD_NUMBER: builtins.int
     WANT_FIELD_NUMBER: builtins.int
+    CLIENT_ID_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
     function: builtins.str
     """The exposed function of this name, for example "digits.predict"."""
     callable_pickle: builtins.bytes
@@ -161,9 +164,22 @@ class CallRequest(message.Message):
     """
     want: ResultForm.ValueType
     """What to answer with."""
+    client_id: builtins.str
+    """The client process whose lease keeps the references that the answer holds; granted if it has none. On a session
+    the hello's. Without one, references are kept for the time of one lease: take forks of what is to live longer.
+    """
+    number: builtins.int
+    """With `want` RREF: what the client calls the value and its fork, a number from its counter that is used just once.
+    The value's sequence is the lease's `first_sequence` + this. 0: the owner names it, and the client has its one fork
+    without a number.
+    """
     @builtins.property
     def method(self) -> MethodTarget:
         """A method of a value that the server owns."""
+
+    @builtins.property
+    def fetch(self) -> rref_pb2.RRefId:
+        """No function: the value of this name itself. Waits until there is one."""
 
     @builtins.property
     def args(self) -> containers.RepeatedCompositeFieldContainer[value_pb2.Value]:
@@ -183,20 +199,23 @@ class CallRequest(message.Message):
         function: builtins.str = ...,
         method: MethodTarget | None = ...,
         callable_pickle: builtins.bytes = ...,
+        fetch: rref_pb2.RRefId | None = ...,
         args: abc.Iterable[value_pb2.Value] | None = ...,
         kwargs: abc.Mapping[builtins.str, value_pb2.Value] | None = ...,
         arguments_pickle: builtins.bytes | None = ...,
         tensors: abc.Iterable[tensor_pb2.TensorBlob] | None = ...,
         call_id: builtins.str = ...,
         want: ResultForm.ValueType = ...,
+        client_id: builtins.str = ...,
+        number: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_arguments_pickle", b"_arguments_pickle", "arguments_pickle", b"arguments_pickle", "callable_pickle", b"callable_pickle", "function", b"function", "method", b"method", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_arguments_pickle", b"_arguments_pickle", "arguments_pickle", b"arguments_pickle", "callable_pickle", b"callable_pickle", "fetch", b"fetch", "function", b"function", "method", b"method", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_arguments_pickle", b"_arguments_pickle", "args", b"args", "arguments_pickle", b"arguments_pickle", "call_id", b"call_id", "callable_pickle", b"callable_pickle", "function", b"function", "kwargs", b"kwargs", "method", b"method", "target", b"target", "tensors", b"tensors", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_arguments_pickle", b"_arguments_pickle", "args", b"args", "arguments_pickle", b"arguments_pickle", "call_id", b"call_id", "callable_pickle", b"callable_pickle", "client_id", b"client_id", "fetch", b"fetch", "function", b"function", "kwargs", b"kwargs", "method", b"method", "number", b"number", "target", b"target", "tensors", b"tensors", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__arguments_pickle: _TypeAlias = typing.Literal["arguments_pickle"]  # noqa: Y015
     _WhichOneofArgType__arguments_pickle: _TypeAlias = typing.Literal["_arguments_pickle", b"_arguments_pickle"]  # noqa: Y015
-    _WhichOneofReturnType_target: _TypeAlias = typing.Literal["function", "method", "callable_pickle"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = typing.Literal["function", "method", "callable_pickle", "fetch"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = typing.Literal["target", b"target"]  # noqa: Y015
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__arguments_pickle) -> _WhichOneofReturnType__arguments_pickle | None: ...
@@ -361,6 +380,7 @@ class SessionWelcome(message.Message):
     INCARNATION_FIELD_NUMBER: builtins.int
     CHUNK_SIZE_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_SIZE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
     worker: builtins.str
     """Names the server's worker."""
     incarnation: builtins.int
@@ -369,6 +389,8 @@ class SessionWelcome(message.Message):
     """Tensors above this size, in bytes, should come in chunks; chunks of this size suit the server."""
     max_message_size: builtins.int
     """No message may be larger than this, in bytes."""
+    address: builtins.str
+    """Where the server can be reached from elsewhere, HOST:PORT; empty if it was not told."""
     def __init__(
         self,
         *,
@@ -376,10 +398,11 @@ class SessionWelcome(message.Message):
         incarnation: builtins.int = ...,
         chunk_size: builtins.int = ...,
         max_message_size: builtins.int = ...,
+        address: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk_size", b"chunk_size", "incarnation", b"incarnation", "max_message_size", b"max_message_size", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["address", b"address", "chunk_size", b"chunk_size", "incarnation", b"incarnation", "max_message_size", b"max_message_size", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,13 +18,16 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class RRefId(message.Message):
-    """Names one value that one process owns. It may be passed on to any other process, in any language."""
+    """Names one value that one process owns. It may be passed on to any other process, in any language. Who holds a value,
+    and for how long, is told in `rref_service.proto`.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
     OWNER_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
     owner: builtins.str
     """The worker that owns the value, by the id under which the directory knows it; a server without a directory
     makes up its own.
@@ -34,16 +37,23 @@ class RRefId(message.Message):
     one that held the value: it answers OWNER_RESTARTED.
     """
     sequence: builtins.int
-    """Counts the values of this owner and incarnation, from 1; never used again."""
+    """Counts the values of this owner and incarnation; never used again. The upper 24 bits are the number of the lease
+    under which a client named the value (`GrantLeaseResponse.first_sequence`), 0 where the owner did.
+    """
+    address: builtins.str
+    """Where the owner can be reached, HOST:PORT, as far as the sender knows; empty if it does not. A hint, not part of
+    the name.
+    """
     def __init__(
         self,
         *,
         owner: builtins.str = ...,
         incarnation: builtins.int = ...,
         sequence: builtins.int = ...,
+        address: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["incarnation", b"incarnation", "owner", b"owner", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["address", b"address", "incarnation", b"incarnation", "owner", b"owner", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

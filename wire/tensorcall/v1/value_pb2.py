@@ -27,7 +27,7 @@ from tensorcall.v1 import rref_pb2 as tensorcall_dot_v1_dot_rref__pb2
 from tensorcall.v1 import tensor_pb2 as tensorcall_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tensorcall/v1/value.proto\x12\rtensorcall.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18tensorcall/v1/rref.proto\x1a\x1atensorcall/v1/tensor.proto\"v\n\x07Payload\x12\x10\n\x06pickle\x18\x01 \x01(\x0cH\x00\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.ValueH\x00\x12*\n\x07tensors\x18\x03 \x03(\x0b\x32\x19.tensorcall.v1.TensorBlobB\x06\n\x04\x62ody\"\x81\x05\n\x05Value\x12*\n\x04null\x18\x01 \x01(\x0e\x32\x1a.google.protobuf.NullValueH\x00\x12\x0e\n\x04\x62ool\x18\x02 \x01(\x08H\x00\x12\r\n\x03int\x18\x03 \x01(\x12H\x00\x12\x11\n\x07\x62ig_int\x18\x04 \x01(\x0cH\x00\x12\x10\n\x06\x64ouble\x18\x05 \x01(\x01H\x00\x12\x10\n\x06string\x18\x06 \x01(\tH\x00\x12\x0f\n\x05\x62ytes\x18\x07 \x01(\x0cH\x00\x12(\n\x04list\x18\x08 \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12)\n\x05tuple\x18\t \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12&\n\x03map\x18\n \x01(\x0b\x32\x17.tensorcall.v1.MapValueH\x00\x12*\n\x05pairs\x18\x0b \x01(\x0b\x32\x19.tensorcall.v1.PairsValueH\x00\x12\x10\n\x06tensor\x18\x0c \x01(\rH\x00\x12%\n\x04rref\x18\r \x01(\x0b\x32\x15.tensorcall.v1.RRefIdH\x00\x12,\n\x06object\x18\x0e \x01(\x0b\x32\x1a.tensorcall.v1.ObjectValueH\x00\x12\x30\n\x0b\x65num_member\x18\x0f \x01(\x0b\x32\x19.tensorcall.v1.EnumMemberH\x00\x12.\n\x07\x63omplex\x18\x10 \x01(\x0b\x32\x1b.tensorcall.v1.ComplexValueH\x00\x12\'\n\x03set\x18\x11 \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12-\n\tfrozenset\x18\x12 \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12\x13\n\tbytearray\x18\x13 \x01(\x0cH\x00\x42\x06\n\x04kind\"0\n\tListValue\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.tensorcall.v1.Value\"\x84\x01\n\x08MapValue\x12\x33\n\x06\x66ields\x18\x01 \x03(\x0b\x32#.tensorcall.v1.MapValue.FieldsEntry\x1a\x43\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.Value:\x02\x38\x01\"0\n\nPairsValue\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.tensorcall.v1.Pair\"N\n\x04Pair\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.tensorcall.v1.Value\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.Value\"\x98\x01\n\x0bObjectValue\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x36\n\x06\x66ields\x18\x02 \x03(\x0b\x32&.tensorcall.v1.ObjectValue.FieldsEntry\x1a\x43\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.Value:\x02\x38\x01\"(\n\nEnumMember\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"/\n\x0c\x43omplexValue\x12\x0c\n\x04real\x18\x01 \x01(\x01\x12\x11\n\timaginary\x18\x02 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tensorcall/v1/value.proto\x12\rtensorcall.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18tensorcall/v1/rref.proto\x1a\x1atensorcall/v1/tensor.proto\"\x84\x01\n\x07Payload\x12\x10\n\x06pickle\x18\x01 \x01(\x0cH\x00\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.ValueH\x00\x12*\n\x07tensors\x18\x03 \x03(\x0b\x32\x19.tensorcall.v1.TensorBlob\x12\x0c\n\x04hold\x18\x04 \x01(\x04\x42\x06\n\x04\x62ody\"\x81\x05\n\x05Value\x12*\n\x04null\x18\x01 \x01(\x0e\x32\x1a.google.protobuf.NullValueH\x00\x12\x0e\n\x04\x62ool\x18\x02 \x01(\x08H\x00\x12\r\n\x03int\x18\x03 \x01(\x12H\x00\x12\x11\n\x07\x62ig_int\x18\x04 \x01(\x0cH\x00\x12\x10\n\x06\x64ouble\x18\x05 \x01(\x01H\x00\x12\x10\n\x06string\x18\x06 \x01(\tH\x00\x12\x0f\n\x05\x62ytes\x18\x07 \x01(\x0cH\x00\x12(\n\x04list\x18\x08 \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12)\n\x05tuple\x18\t \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12&\n\x03map\x18\n \x01(\x0b\x32\x17.tensorcall.v1.MapValueH\x00\x12*\n\x05pairs\x18\x0b \x01(\x0b\x32\x19.tensorcall.v1.PairsValueH\x00\x12\x10\n\x06tensor\x18\x0c \x01(\rH\x00\x12%\n\x04rref\x18\r \x01(\x0b\x32\x15.tensorcall.v1.RRefIdH\x00\x12,\n\x06object\x18\x0e \x01(\x0b\x32\x1a.tensorcall.v1.ObjectValueH\x00\x12\x30\n\x0b\x65num_member\x18\x0f \x01(\x0b\x32\x19.tensorcall.v1.EnumMemberH\x00\x12.\n\x07\x63omplex\x18\x10 \x01(\x0b\x32\x1b.tensorcall.v1.ComplexValueH\x00\x12\'\n\x03set\x18\x11 \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12-\n\tfrozenset\x18\x12 \x01(\x0b\x32\x18.tensorcall.v1.ListValueH\x00\x12\x13\n\tbytearray\x18\x13 \x01(\x0cH\x00\x42\x06\n\x04kind\"0\n\tListValue\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.tensorcall.v1.Value\"\x84\x01\n\x08MapValue\x12\x33\n\x06\x66ields\x18\x01 \x03(\x0b\x32#.tensorcall.v1.MapValue.FieldsEntry\x1a\x43\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.Value:\x02\x38\x01\"0\n\nPairsValue\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.tensorcall.v1.Pair\"N\n\x04Pair\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.tensorcall.v1.Value\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.Value\"\x98\x01\n\x0bObjectValue\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x36\n\x06\x66ields\x18\x02 \x03(\x0b\x32&.tensorcall.v1.ObjectValue.FieldsEntry\x1a\x43\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.tensorcall.v1.Value:\x02\x38\x01\"(\n\nEnumMember\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"/\n\x0c\x43omplexValue\x12\x0c\n\x04real\x18\x01 \x01(\x01\x12\x11\n\timaginary\x18\x02 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,26 +38,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAPVALUE_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_OBJECTVALUE_FIELDSENTRY']._loaded_options = None
   _globals['_OBJECTVALUE_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_PAYLOAD']._serialized_start=128
-  _globals['_PAYLOAD']._serialized_end=246
-  _globals['_VALUE']._serialized_start=249
-  _globals['_VALUE']._serialized_end=890
-  _globals['_LISTVALUE']._serialized_start=892
-  _globals['_LISTVALUE']._serialized_end=940
-  _globals['_MAPVALUE']._serialized_start=943
-  _globals['_MAPVALUE']._serialized_end=1075
-  _globals['_MAPVALUE_FIELDSENTRY']._serialized_start=1008
-  _globals['_MAPVALUE_FIELDSENTRY']._serialized_end=1075
-  _globals['_PAIRSVALUE']._serialized_start=1077
-  _globals['_PAIRSVALUE']._serialized_end=1125
-  _globals['_PAIR']._serialized_start=1127
-  _globals['_PAIR']._serialized_end=1205
-  _globals['_OBJECTVALUE']._serialized_start=1208
-  _globals['_OBJECTVALUE']._serialized_end=1360
-  _globals['_OBJECTVALUE_FIELDSENTRY']._serialized_start=1008
-  _globals['_OBJECTVALUE_FIELDSENTRY']._serialized_end=1075
-  _globals['_ENUMMEMBER']._serialized_start=1362
-  _globals['_ENUMMEMBER']._serialized_end=1402
-  _globals['_COMPLEXVALUE']._serialized_start=1404
-  _globals['_COMPLEXVALUE']._serialized_end=1451
+  _globals['_PAYLOAD']._serialized_start=129
+  _globals['_PAYLOAD']._serialized_end=261
+  _globals['_VALUE']._serialized_start=264
+  _globals['_VALUE']._serialized_end=905
+  _globals['_LISTVALUE']._serialized_start=907
+  _globals['_LISTVALUE']._serialized_end=955
+  _globals['_MAPVALUE']._serialized_start=958
+  _globals['_MAPVALUE']._serialized_end=1090
+  _globals['_MAPVALUE_FIELDSENTRY']._serialized_start=1023
+  _globals['_MAPVALUE_FIELDSENTRY']._serialized_end=1090
+  _globals['_PAIRSVALUE']._serialized_start=1092
+  _globals['_PAIRSVALUE']._serialized_end=1140
+  _globals['_PAIR']._serialized_start=1142
+  _globals['_PAIR']._serialized_end=1220
+  _globals['_OBJECTVALUE']._serialized_start=1223
+  _globals['_OBJECTVALUE']._serialized_end=1375
+  _globals['_OBJECTVALUE_FIELDSENTRY']._serialized_start=1023
+  _globals['_OBJECTVALUE_FIELDSENTRY']._serialized_end=1090
+  _globals['_ENUMMEMBER']._serialized_start=1377
+  _globals['_ENUMMEMBER']._serialized_end=1417
+  _globals['_COMPLEXVALUE']._serialized_start=1419
+  _globals['_COMPLEXVALUE']._serialized_end=1466
 # @@protoc_insertion_point(module_scope)

@@ -33,9 +33,14 @@ class Payload(message.Message):
     PICKLE_FIELD_NUMBER: builtins.int
     VALUE_FIELD_NUMBER: builtins.int
     TENSORS_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
     pickle: builtins.bytes
     """Pickled Python. Refused with PICKLE_REFUSED unless the operator allows it for this peer. A tensor stands in
-    the pickle as the persistent id ("tensor", index).
+    the pickle as the persistent id ("tensor", index), a reference as ("rref", an RRefId message).
+    """
+    hold: builtins.int
+    """Not 0, and only from a server: the body holds references, which the server keeps for the caller until it has forks
+    of its own and says so (ReleaseRequest.holds), or its lease lapses.
     """
     @builtins.property
     def value(self) -> Value:
@@ -51,10 +56,11 @@ class Payload(message.Message):
         pickle: builtins.bytes = ...,
         value: Value | None = ...,
         tensors: abc.Iterable[tensor_pb2.TensorBlob] | None = ...,
+        hold: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["body", b"body", "pickle", b"pickle", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["body", b"body", "pickle", b"pickle", "tensors", b"tensors", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["body", b"body", "hold", b"hold", "pickle", b"pickle", "tensors", b"tensors", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = typing.Literal["pickle", "value"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = typing.Literal["body", b"body"]  # noqa: Y015

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from tensorcall.wire import blob_codec, pickles, rrefs, values
 from tensorcall.wire.blobs import Blob
@@ -26,6 +26,8 @@ class Encoded:
 
     parts: Parts
     chunked: list[Chunked] = field(default_factory=list)
+    # Of the references in it, to be kept alive until the receiver has forks of its own.
+    handles: list[rrefs.Handle] = field(default_factory=list)
     # Who wants to know how much of the chunks has left: (bytes that have, bytes in all).
     progress: Callable[[int, int], object] | None = None
 
@@ -46,16 +48,18 @@ def _encode_table(prefix: bytes, writer: TensorWriter, chunk_above: int | None, 
 
 _FUNCTION, _METHOD, _CALLABLE, _ARG, _KWARG = tag(1), tag(2), tag(3), tag(4), tag(5)
 _ARGUMENTS_PICKLE, _TENSOR, _CALL_ID, _WANT = tag(6), tag(7), tag(8), tag(9, VARINT)
+_FETCH, _CLIENT_ID, _NUMBER = tag(10), tag(11), tag(12, VARINT)
 _METHOD_RREF, _METHOD_NAME = tag(1), tag(2)
 
 
 @dataclass(slots=True)
 class Target:
-    """What a call runs: one of an exposed function's name, an owned value's method, a pickled callable."""
+    """What a call runs: an exposed function, an owned value's method, a pickled callable, or nothing but fetch a value."""
 
     function: str = ""
     method: tuple[rrefs.RRefId, str] | None = None
     pickle: bytes | None = None
+    fetch: rrefs.RRefId | None = None
 
     def encode(self) -> bytes:
         """Writes the fields of CallRequest.target."""
@@ -65,6 +69,8 @@ class Target:
             return write_field(_METHOD, body + write_field(_METHOD_NAME, utf8(name)) if name else body)
         if self.pickle is not None:
             return write_field(_CALLABLE, self.pickle)
+        if self.fetch is not None:
+            return write_field(_FETCH, rrefs.encode(self.fetch))
         return write_field(_FUNCTION, utf8(self.function))
 
 
@@ -75,6 +81,8 @@ def encode_request(
     *,
     call_id: str = "",
     want: int = 0,
+    client_id: str = "",
+    number: int = 0,
     pickled: bool = False,
     chunk_above: int | None = None,
 ) -> Encoded:
@@ -86,6 +94,8 @@ def encode_request(
         kwargs: keyword arguments.
         call_id: identifies the call so that it is run at most once; empty: every arrival runs.
         want: WANT_VALUE, WANT_RREF or 0, which means the value.
+        client_id: whose lease keeps references in the answer; not needed on a session.
+        number: with WANT_RREF, what the client calls the value and its fork; 0: the owner names it.
         pickled: send the arguments pickled, not as Values.
         chunk_above: tensors of more bytes are left for chunks; None: all are inline.
 
@@ -98,13 +108,17 @@ def encode_request(
         head.append(write_field(_ARGUMENTS_PICKLE, pickles.dumps((args, kwargs), writer)))
     elif args or kwargs:
         head += values.encode_arguments(_ARG, args, _KWARG, kwargs, writer)
-    encoded = Encoded([b"".join(head)], [])
+    encoded = Encoded([b"".join(head)], [], writer.handles)
     if writer.blobs:
         _encode_table(_TENSOR, writer, chunk_above, encoded)
     if call_id:
         encoded.parts.append(write_field(_CALL_ID, utf8(call_id)))
     if want:
         encoded.parts.append(_WANT + varint(want))
+    if client_id:
+        encoded.parts.append(write_field(_CLIENT_ID, utf8(client_id)))
+    if number:
+        encoded.parts.append(_NUMBER + varint(number))
     return encoded
 
 
@@ -123,31 +137,38 @@ class Request:
     arguments_pickle: tuple[int, int] | None
     args: list[tuple[int, int]]
     kwargs: list[tuple[str, int, int]]
+    client_id: str
+    number: int
 
     @property
     def pickled(self) -> bool:
         """Whether reading or running it unpickles anything."""
         return self.arguments_pickle is not None or self.target.pickle is not None
 
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, open_rref: rrefs.Opener | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Reads the arguments.
+
+        Args:
+            open_rref: what becomes of references; they stay RRefIds without it.
 
         Raises:
             BadPayload: malformed, or impossible.
         """
         if self.arguments_pickle is not None:
-            return self._unpickled(*self.arguments_pickle)
+            return self._unpickled(*self.arguments_pickle, open_rref)
         if not self.args and not self.kwargs:
             return (), {}
         spans = [*self.args, *((start, end) for _, start, end in self.kwargs)] if self.kwargs else self.args
-        read = values.decode_many(self.buffer, spans, TensorReader(self.blobs) if self.blobs else None)
+        read = values.decode_many(self.buffer, spans, _reader(self.blobs, open_rref))
         if not self.kwargs:
             return tuple(read), {}
         count = len(self.args)
         return tuple(read[:count]), {name: read[count + i] for i, (name, _, _) in enumerate(self.kwargs)}
 
-    def _unpickled(self, start: int, end: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        loaded = pickles.loads(memoryview(self.buffer)[start:end], TensorReader(self.blobs))
+    def _unpickled(
+        self, start: int, end: int, open_rref: rrefs.Opener | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        loaded = pickles.loads(memoryview(self.buffer)[start:end], _reader(self.blobs, open_rref, always=True))
         if pickles.is_missing(loaded):
             # A class or function that the arguments name is missing here: the caller is told, as by torch.
             raise loaded
@@ -157,8 +178,16 @@ class Request:
         raise BadPayload("the pickled arguments are not a tuple (args, kwargs)")
 
 
+def _reader(blobs: list[Blob], open_rref: rrefs.Opener | None, always: bool = False) -> Any:
+    """Returns what the reading of an object needs; None where that is nothing and it can do without."""
+    if open_rref is not None:
+        return TensorReader(blobs, open_rref=open_rref)
+    return TensorReader(blobs) if blobs or always else None
+
+
 _K_FUNCTION, _K_METHOD, _K_CALLABLE, _K_ARG, _K_KWARG = key(1), key(2), key(3), key(4), key(5)
 _K_ARGUMENTS_PICKLE, _K_TENSOR, _K_CALL_ID, _K_WANT = key(6), key(7), key(8), key(9, VARINT)
+_K_FETCH, _K_CLIENT_ID, _K_NUMBER = key(10), key(11), key(12, VARINT)
 _K_METHOD_RREF, _K_METHOD_NAME = key(1), key(2)
 
 
@@ -171,7 +200,8 @@ def decode_request(buffer: bytes, start: int = 0, end: int | None = None) -> Req
     """
     target = None
     blobs: list[Blob] = []
-    call_id, want = "", 0
+    call_id, client_id = "", ""
+    want = number = 0
     pickle = None
     args: list[tuple[int, int]] = []
     kwargs: list[tuple[str, int, int]] = []
@@ -197,16 +227,26 @@ def decode_request(buffer: bytes, start: int = 0, end: int | None = None) -> Req
         elif k == _K_ARGUMENTS_PICKLE:
             pickle = (a, b)
         elif k == _K_CALL_ID:
-            if b - a > MAX_CALL_ID_BYTES:
-                raise BadPayload(f"the call_id has {b - a} bytes; at most {MAX_CALL_ID_BYTES} are allowed")
-            call_id = read_string(buffer, a, b)
+            call_id = _read_id("call_id", buffer, a, b)
         elif k == _K_WANT:
             want = a
+        elif k == _K_FETCH:
+            target = Target(fetch=rrefs.decode(buffer, a, b))
+        elif k == _K_CLIENT_ID:
+            client_id = _read_id("client_id", buffer, a, b)
+        elif k == _K_NUMBER:
+            number = a
     if target is None:
         raise BadPayload("the call has no target: set `function` to the name of an exposed function")
     if pickle is not None and (args or kwargs):
         raise BadPayload("the call has both `arguments_pickle` and `args` or `kwargs`: send one form")
-    return Request(buffer, target, blobs, call_id, want, pickle, args, kwargs)
+    return Request(buffer, target, blobs, call_id, want, pickle, args, kwargs, client_id, number)
+
+
+def _read_id(name: str, buffer: bytes, start: int, end: int) -> str:
+    if end - start > MAX_CALL_ID_BYTES:
+        raise BadPayload(f"the {name} has {end - start} bytes; at most {MAX_CALL_ID_BYTES} are allowed")
+    return read_string(buffer, start, end)
 
 
 def _too_many_arguments() -> TooLarge:
@@ -231,12 +271,23 @@ def _decode_method(buffer: bytes, start: int, end: int) -> tuple[rrefs.RRefId, s
 
 # --- Payload ---------------------------------------------------------------------------------------------------------
 
-_PICKLE, _VALUE, _PAYLOAD_TENSOR = tag(1), tag(2), tag(3)
-_K_PICKLE, _K_VALUE, _K_PAYLOAD_TENSOR = key(1), key(2), key(3)
+_PICKLE, _VALUE, _PAYLOAD_TENSOR, _HOLD = tag(1), tag(2), tag(3), tag(4, VARINT)
+_K_PICKLE, _K_VALUE, _K_PAYLOAD_TENSOR, _K_HOLD = key(1), key(2), key(3), key(4, VARINT)
+
+Holder: TypeAlias = Callable[[list[rrefs.Handle]], int]
+"""Keeps handles for whoever is sent them, and returns the hold's number."""
 
 
-def encode_payload(obj: object, *, pickled: bool = False, chunk_above: int | None = None) -> Encoded:
+def encode_payload(
+    obj: object, *, pickled: bool = False, chunk_above: int | None = None, hold: Holder | None = None
+) -> Encoded:
     """Writes one object as a Payload: as a Value, or pickled.
+
+    Args:
+        obj: the object.
+        pickled: pickle it.
+        chunk_above: tensors of more bytes are left for chunks; None: all are inline.
+        hold: keeps the references in it, if there are any.
 
     Raises:
         Unencodable, TooLarge: as `values.encode`.
@@ -246,9 +297,11 @@ def encode_payload(obj: object, *, pickled: bool = False, chunk_above: int | Non
         body = write_field(_PICKLE, pickles.dumps(obj, writer))
     else:
         body = write_field(_VALUE, values.encode(obj, writer))
-    encoded = Encoded([body], [])
+    encoded = Encoded([body], [], writer.handles)
     if writer.blobs:
         _encode_table(_PAYLOAD_TENSOR, writer, chunk_above, encoded)
+    if writer.handles and hold is not None:
+        encoded.parts.append(_HOLD + varint(hold(writer.handles)))
     return encoded
 
 
@@ -260,21 +313,26 @@ class Payload:
     blobs: list[Blob]
     value: tuple[int, int] | None
     pickle: tuple[int, int] | None
+    hold: int = 0
 
-    def object(self, *, allow_pickle: bool = False) -> Any:
+    def object(self, *, allow_pickle: bool = False, open_rref: rrefs.Opener | None = None) -> Any:
         """Reads the object.
+
+        Args:
+            allow_pickle: whether it may be pickled.
+            open_rref: what becomes of references; they stay RRefIds without it.
 
         Raises:
             BadPayload: malformed, impossible, or pickled where pickle is not allowed.
         """
         if self.value is not None:
-            return values.decode(self.buffer, TensorReader(self.blobs) if self.blobs else None, *self.value)
+            return values.decode(self.buffer, _reader(self.blobs, open_rref), *self.value)
         if self.pickle is None:
             raise BadPayload("the payload has no body")
         if not allow_pickle:
             raise BadPayload("the payload is pickled, and pickle was not asked for: options(pickle=True)")
         start, end = self.pickle
-        loaded = pickles.loads(memoryview(self.buffer)[start:end], TensorReader(self.blobs))
+        loaded = pickles.loads(memoryview(self.buffer)[start:end], _reader(self.blobs, open_rref, always=True))
         if pickles.is_missing(loaded):
             raise BadPayload(str(loaded)) from loaded
         return loaded
@@ -289,6 +347,7 @@ def decode_payload(buffer: bytes, start: int = 0, end: int | None = None) -> Pay
     """
     blobs: list[Blob] = []
     value = pickle = None
+    hold = 0
     view: memoryview | None = None
     for k, a, b in fields(buffer, start, len(buffer) if end is None else end):
         if k == _K_VALUE:
@@ -298,18 +357,25 @@ def decode_payload(buffer: bytes, start: int = 0, end: int | None = None) -> Pay
             _append(blobs, blob_codec.decode(buffer, view, a, b))
         elif k == _K_PICKLE:
             pickle, value = (a, b), None
-    return Payload(buffer, blobs, value, pickle)
+        elif k == _K_HOLD:
+            hold = a
+    return Payload(buffer, blobs, value, pickle, hold)
 
 
 # --- CallResponse and CallStreamResponse -----------------------------------------------------------------------------
 
-_RESULT = tag(1)
+_RESULT, _RREF = tag(1), tag(2)
 _K_RESULT, _K_RREF = key(1), key(2)
 
 
 def wrap_result(payload: Encoded) -> Encoded:
     """Turns a Payload into the CallResponse, or the CallStreamResponse, that carries it."""
-    return Encoded(nested(_RESULT, payload.parts), payload.chunked)
+    return Encoded(nested(_RESULT, payload.parts), payload.chunked, payload.handles)
+
+
+def encode_rref(rref: rrefs.RRefId) -> Encoded:
+    """Writes the CallResponse that gives a reference."""
+    return Encoded([write_field(_RREF, rrefs.encode(rref))])
 
 
 def decode_result(buffer: bytes, start: int = 0, end: int | None = None) -> Payload | rrefs.RRefId:

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from tensorcall.wire import rrefs
 from tensorcall.wire.errors import BadPayload, TensorcallError, Unencodable
 from tensorcall.wire.tensors import TensorReader, TensorWriter, is_tensor
 
@@ -77,6 +78,9 @@ class _Pickler(pickle.Pickler):
                 # Arrays of Python objects and the like have no form as a blob, but numpy can pickle them.
                 if cls is not np.ndarray:
                     raise
+        if isinstance(obj, rrefs.Handle):
+            self._tensors.handles.append(obj)
+            return ("rref", rrefs.encode(obj.rref_id()))
         return None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -100,6 +104,8 @@ class _Unpickler(pickle.Unpickler):
         match pid:
             case ("tensor", int(index)):
                 return self._tensors.get(index)
+            case ("rref", bytes(name)):
+                return self._tensors.open_rref(rrefs.decode(name, 0, len(name)))
             case (str(kind), *rest) if kind in self._persistent:
                 return self._persistent[kind](*rest)
         raise BadPayload(f"the pickle names {pid!r:.100}, which is not known here")

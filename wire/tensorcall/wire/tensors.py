@@ -18,6 +18,7 @@ from tensorcall.wire.blob_checks import NUMPY_CONTAINERS, check
 from tensorcall.wire.blobs import Blob
 from tensorcall.wire.errors import BadPayload, TooLarge, Unencodable
 from tensorcall.wire.limits import MAX_TENSORS
+from tensorcall.wire.rrefs import Handle, Opener, RRefId
 
 if TYPE_CHECKING:
     import torch
@@ -62,15 +63,16 @@ def _torch_tensors() -> ModuleType:
 
 
 class TensorWriter:
-    """The sender's table.
+    """The sender's table, and the handles of references that went into the body.
 
     `blobs` view the memory of the tensors, which must not change until they are written.
     """
 
-    __slots__ = ("_indices", "_kept", "blobs")
+    __slots__ = ("_indices", "_kept", "blobs", "handles")
 
     def __init__(self) -> None:
         self.blobs: list[Blob] = []
+        self.handles: list[Handle] = []
         self._indices: dict[int, int] = {}
         # An id is unique only as long as its object lives.
         self._kept: list[object] = []
@@ -140,6 +142,10 @@ def _advice(obj: object) -> str:
     return f"{name} is neither a tensor nor a numpy array: send it as part of the object"
 
 
+def _unopened(rref: RRefId) -> RRefId:
+    return rref
+
+
 class TensorReader:
     """The receiver's table: tensors by index, each made when it is first asked for.
 
@@ -147,17 +153,24 @@ class TensorReader:
     the message alive.
     """
 
-    __slots__ = ("_blobs", "_made", "_prefer", "_taken")
+    __slots__ = ("_blobs", "_made", "_prefer", "_taken", "open_rref")
 
-    def __init__(self, blobs: Sequence[Blob], prefer: Literal["torch", "numpy"] | None = None) -> None:
+    def __init__(
+        self,
+        blobs: Sequence[Blob],
+        prefer: Literal["torch", "numpy"] | None = None,
+        open_rref: Opener = _unopened,
+    ) -> None:
         """Takes the table of a message.
 
         Args:
             blobs: the table. Nothing in it has been checked.
             prefer: what becomes of torch tensors, and of what may be either; None: torch tensors where torch is
                 installed. Arrays of numpy stay arrays of numpy.
+            open_rref: what becomes of references; they stay RRefIds without it.
         """
         self._blobs = blobs
+        self.open_rref = open_rref
         self._prefer = prefer
         self._made: dict[int, Any] = {}
         self._taken: set[int] = set()

@@ -224,6 +224,11 @@ def _made(name: str, make: Callable[[], Any]) -> Any:
         raise BadPayload(f"no {name} can be made of these fields: {type(error).__name__}: {error!s:.500}") from error
 
 
+def _rref(state: _Reading, start: int, end: int, depth: int) -> Any:
+    rref = rrefs.decode(state.buffer, start, end)
+    return rref if state.tensors is None else state.tensors.open_rref(rref)
+
+
 def _complex(state: _Reading, start: int, end: int, depth: int) -> complex:
     real = imaginary = 0.0
     for k, a, _ in fields(state.buffer, start, end):
@@ -247,7 +252,7 @@ _DECODERS: dict[int, _Decoder] = {
     key(10): _map,
     key(11): _pairs,
     key(12, VARINT): _tensor,
-    key(13): lambda state, a, b, depth: rrefs.decode(state.buffer, a, b),
+    key(13): _rref,
     key(14): _object,
     key(15): _enum,
     key(16): _complex,

@@ -126,6 +126,11 @@ def _other(obj: object, state: _Writing, depth: int) -> bytes:
         if state.tensors is None:
             raise Unencodable(f"a {type(obj).__name__} can't stand here: there is no table of tensors")
         return _TENSOR + varint(state.tensors.add(obj))
+    if isinstance(obj, rrefs.Handle):
+        if state.tensors is None:
+            raise Unencodable("a reference can't stand here: nobody would keep the value until it has arrived")
+        state.tensors.handles.append(obj)
+        return field(_RREF, rrefs.encode(obj.rref_id()))
     cls = type(obj)
     codec = registry.object_codec_for(cls)
     if codec is not None:
