@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import bare
+from bench.against_torch import against_torch
 from bench.measure import Figure, compare, median_seconds, rounds, seconds
 from tensorcall.client import Remote, connect
 
@@ -145,8 +146,8 @@ def memory_peak(address: str) -> list[Figure]:
 
 def show(figures: list[Figure], console: Console) -> None:
     """Prints the table."""
-    table = Table(title="tensorcall against bare grpcio (medians over interleaved rounds)")
-    for name in ("what", "tensorcall", "bare", "ratio", "rounds", "target", ""):
+    table = Table(title="tensorcall against others (medians over interleaved rounds)")
+    for name in ("what", "tensorcall", "the other", "ratio", "rounds", "target", ""):
         table.add_column(name, justify="left" if name in ("what", "") else "right")
     for f in figures:
         low, high = f.spread
@@ -177,6 +178,7 @@ def main() -> int:
                 ("throughput", lambda: throughput(session, plain)),
                 ("tensors", lambda: tensors(session, plain)),
                 ("memory", lambda: memory_peak(ours)),
+                ("rpc", lambda: list(against_torch())),
             ):
                 if len(sys.argv) > 1 and name not in sys.argv[1:]:
                     continue
