@@ -39,10 +39,16 @@ def main() -> int:
             print(f"  {function}")
 
         print(f"\nIt trains on {len(images)} images …")
-        train(remote, images, labels, options.epochs)
-        print("… a network of {parameters:,} parameters, in process {process}.".format(**remote.call("digits.summary")))
-
-        predicted = remote.call("digits.predict", test_images)
+        if options.rref:
+            predicted = train_own(remote, images, labels, options.epochs, test_images)
+        else:
+            train(remote, images, labels, options.epochs)
+            print(
+                "… a network of {parameters:,} parameters, in process {process}.".format(
+                    **remote.call("digits.summary")
+                )
+            )
+            predicted = remote.call("digits.predict", test_images)
         accuracy = (predicted == test_labels).double().mean().item()
         print(f"\nAsked for {len(test_images)} images that it has never seen, it is right on {accuracy:.2%} of them.")
         draw(picture, test_images.numpy(), test_labels.numpy(), predicted.numpy())
@@ -83,6 +89,19 @@ def train(remote: Remote, images: Tensor, labels: Tensor, epochs: int) -> None:
             # In a file or a pipe there are no bars: a line for each epoch.
             if not terminal and now["step"] % (now["steps"] // epochs) == 0:
                 print("  epoch {epoch:2}: loss {loss:.3f}, accuracy {accuracy:.1%}".format(**now), flush=True)
+
+
+def train_own(remote: Remote, images: Tensor, labels: Tensor, epochs: int, test_images: Tensor) -> Tensor:
+    """Has the server make a model that only this program has, trains it, and returns what it predicts.
+
+    The model never leaves the server: here is only a reference to it, and when that goes, so does the model.
+    """
+    model = remote.remote("digits.Model", images, labels, epochs=epochs)
+    print(f"… by a model of its own, which lives over there: {model}")
+    for _ in range(epochs):
+        now = model.rpc_sync().train_epoch()
+        print("  epoch {epoch:2}: loss {loss:.3f}, accuracy {accuracy:.1%}".format(**now), flush=True)
+    return model.rpc_sync().predict(test_images)
 
 
 def call_wrongly(remote: Remote, images: Tensor) -> None:
@@ -134,6 +153,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trains a network on handwritten digits in another process.")
     parser.add_argument("--epochs", type=int, default=20, help="how often it sees every image (%(default)s)")
     parser.add_argument("--require-accuracy", type=float, default=0.97, help="exit with 1 below this (%(default)s)")
+    parser.add_argument("--rref", action="store_true", help="train a model of one's own, held by a reference")
     parser.add_argument("--picture", type=Path, default=BUILD / "digits-confusion.png", help="where to draw it to")
     return parser.parse_args()
 

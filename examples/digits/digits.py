@@ -1,6 +1,7 @@
 """A network that learns handwritten digits; `tensorcall serve digits` lets other processes train and ask it.
 
-The network lives in the process that serves. Callers see three functions, and nothing else of this file.
+The network lives in the process that serves. Callers see three functions, which share one network, and a class for
+those who want a network of their own; nothing else of this file.
 """
 
 from __future__ import annotations
@@ -45,37 +46,11 @@ def train(images: Tensor, labels: Tensor, *, epochs: int = 20, seed: int = 0) ->
         ValueError: images or labels have another shape.
     """
     global _network
-    images = _as_batch(images)
-    if labels.shape != (len(images),):
-        raise ValueError(f"{len(images)} images need as many labels, got the shape {tuple(labels.shape)}")
-    random = torch.Generator().manual_seed(seed)
-    network = _new_network(seed)
-    optimizer = torch.optim.AdamW(network.parameters())
-    steps = epochs * len(range(0, len(images), BATCH))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    step = 0
-    for epoch in range(1, epochs + 1):
-        seen = total_loss = right = 0
-        for chosen in torch.randperm(len(images), generator=random).split(BATCH):
-            scores = network(_jittered(images[chosen], random))
-            loss = cross_entropy(scores, labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            seen += len(chosen)
-            total_loss += loss.item() * len(chosen)
-            right += (scores.argmax(1) == labels[chosen]).sum().item()
-            yield {
-                "step": step,
-                "steps": steps,
-                "epoch": epoch,
-                "loss": total_loss / seen,
-                "accuracy": right / seen,
-            }
+    training = _Training(images, labels, epochs, seed)
+    for _ in range(epochs):
+        yield from training.epoch()
     with _lock:
-        _network = network.eval()
+        _network = training.network.eval()
 
 
 @expose
@@ -99,6 +74,68 @@ def summary() -> dict[str, str | int]:
     """
     parameters = sum(parameter.numel() for parameter in _trained().parameters())
     return {"parameters": parameters, "process": os.getpid(), "torch": str(torch.__version__)}
+
+
+@expose
+class Model:
+    """A network of the caller's own. It lives here as long as somebody holds a reference to it."""
+
+    def __init__(self, images: Tensor, labels: Tensor, *, epochs: int = 20, seed: int = 0) -> None:
+        """Takes what it shall learn; arguments as for `train`."""
+        self._training = _Training(images, labels, epochs, seed)
+
+    def train_epoch(self) -> dict[str, float]:
+        """Looks at every image once; returns what `train` yields last in an epoch."""
+        *_, now = self._training.epoch()
+        return now
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Tells which digits N×8×8 images show: N numbers, int64."""
+        network = self._training.network.eval()
+        try:
+            with torch.inference_mode():
+                return network(_as_batch(images)).argmax(1)
+        finally:
+            network.train()
+
+
+class _Training:
+    """The training of one network."""
+
+    def __init__(self, images: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
+        self._images = _as_batch(images)
+        if labels.shape != (len(images),):
+            raise ValueError(f"{len(images)} images need as many labels, got the shape {tuple(labels.shape)}")
+        self._labels = labels
+        self._random = torch.Generator().manual_seed(seed)
+        self.network = _new_network(seed)
+        self._optimizer = torch.optim.AdamW(self.network.parameters())
+        self._steps = epochs * len(range(0, len(images), BATCH))
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, LEARNING_RATE, total_steps=self._steps)
+        self._epoch = self._step = 0
+
+    def epoch(self) -> Iterator[dict[str, float]]:
+        """Looks at every image once, and tells after each batch."""
+        self._epoch += 1
+        seen = total_loss = right = 0
+        for chosen in torch.randperm(len(self._images), generator=self._random).split(BATCH):
+            scores = self.network(_jittered(self._images[chosen], self._random))
+            loss = cross_entropy(scores, self._labels[chosen])
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+            self._schedule.step()
+            self._step += 1
+            seen += len(chosen)
+            total_loss += loss.item() * len(chosen)
+            right += (scores.argmax(1) == self._labels[chosen]).sum().item()
+            yield {
+                "step": self._step,
+                "steps": self._steps,
+                "epoch": self._epoch,
+                "loss": total_loss / seen,
+                "accuracy": right / seen,
+            }
 
 
 def _trained() -> nn.Module:
