@@ -61,8 +61,9 @@ def predict(images: Tensor) -> Tensor:
         ValueError: the images have another shape.
         RuntimeError: there is no network yet.
     """
+    batch = _as_batch(images)
     with torch.inference_mode():
-        return _trained()(_as_batch(images)).argmax(1)
+        return _trained()(batch).argmax(1)
 
 
 @expose

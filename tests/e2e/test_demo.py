@@ -68,6 +68,15 @@ def test_it_learns_in_another_process_and_shows_a_remote_exception(tmp_path: Pat
     assert output.rstrip().endswith("with exit code 0.")
 
 
+def test_a_model_of_ones_own_lives_over_there(tmp_path: Path) -> None:
+    done = run("--rref", "--picture", str(tmp_path / "confusion.png"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert accuracy_of(done.stdout) >= 0.97
+    assert "by a model of its own, which lives over there" in done.stdout
+    assert len(re.findall(r"^  epoch +\d+: loss \d+\.\d+, accuracy [\d.]+%$", done.stdout, re.MULTILINE)) == 20
+
+
 def test_it_fails_if_the_accuracy_is_not_reached(tmp_path: Path) -> None:
     # However good the network is: so one epoch will do.
     done = run("--require-accuracy", "1.01", "--epochs", "1", "--picture", str(tmp_path / "confusion.png"))
