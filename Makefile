@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test lint proto bench clean
+.PHONY: help setup demo test lint proto conformance bench clean
 help: ## Lists what can be made.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 # Set up anew only when what is to be installed changed.
 $(READY): pyproject.toml
@@ -34,7 +34,10 @@ lint: $(READY) ## Checks style, types, imports, the contract, and that generated
 proto: $(READY) ## Generates the Python code of the contract.
 	$(BIN)/python scripts/generate.py
 
-bench: $(READY) ## Measures against bare grpcio; prints a table and writes build/bench.json.
+conformance: $(READY) ## Runs PyTorch's own RPC tests against tensorcall.rpc; writes docs/conformance.md.
+	$(BIN)/python -m tests.conformance --write-table
+
+bench: $(READY) ## Measures against bare grpcio and torch.distributed.rpc; prints a table and writes build/bench.json.
 	$(BIN)/python -m bench
 
 clean: ## Removes what was built, the virtual environment too.
