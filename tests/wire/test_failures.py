@@ -23,6 +23,7 @@ FAMILIES = {
     errors.ServiceError,
     errors.NetworkError,
     errors.RRefError,
+    errors.DirectoryError,
     errors.Unencodable,
 }
 OURS = sorted((cls for cls, _ in statuses.REASONS.values() if cls is not RemoteError), key=lambda cls: cls.__name__)
@@ -50,7 +51,7 @@ def test_every_error_has_one_reason_and_every_reason_one_error() -> None:
 
 
 def test_every_reason_of_the_contract_is_there() -> None:
-    assert len(contract_reasons()) == 22
+    assert len(contract_reasons()) == 25
     assert set(statuses.REASONS) == contract_reasons() | {"UNREACHABLE", "CONNECTION_LOST"}
 
 

@@ -80,6 +80,9 @@ class Failure(message.Message):
       RREF_UNKNOWN          the owner never held that value
       RREF_EXPIRED          the lease lapsed
       OWNER_RESTARTED       the owner's process was restarted since
+      NAME_TAKEN            a live worker of that world has the name or the id
+      WORKER_UNKNOWN        no worker of that name or id is there
+      MEMBERSHIP_LAPSED     the worker is not a member (any more)
       OVERLOADED            the queue is full; nothing was run; `retry_after` is set
       SHUTTING_DOWN         the server drains; nothing was run
       DEADLINE_EXCEEDED     the time of the call ran out

@@ -14,9 +14,13 @@ TensorcallError
 │   ├── ErrorUnknown             no error of that id is kept (any more)
 │   ├── UnknownType              the text names no TorchScript type
 │   ├── NotImplementedByPeer     the peer does not do this (yet)
-│   └── RRefError                the reference is of no use
-│       ├── RRefUnknown          its owner never held the value
-│       └── RRefExpired          the lease on it lapsed
+│   ├── RRefError                the reference is of no use
+│   │   ├── RRefUnknown          its owner never held the value
+│   │   └── RRefExpired          the lease on it lapsed
+│   └── DirectoryError           of who is there
+│       ├── NameTaken            a live worker has the name, or the id
+│       ├── WorkerUnknown        no such worker is there (also a LookupError)
+│       └── MembershipLapsed     the worker is not a member (any more)
 ├── RemoteError                  the exposed function raised; usually an instance of the original type, too
 ├── ServiceError                 the service
 │   ├── Overloaded               its queue is full; nothing was run
@@ -150,6 +154,28 @@ class RRefExpired(RRefError):
     """The lease on the value lapsed."""
 
     reason = "RREF_EXPIRED"
+
+
+class DirectoryError(RequestError):
+    """Of who is there: the workers of a world."""
+
+
+class NameTaken(DirectoryError):
+    """A live worker of this world has the name, or the id."""
+
+    reason = "NAME_TAKEN"
+
+
+class WorkerUnknown(DirectoryError, LookupError):
+    """No worker of that name or id is there."""
+
+    reason = "WORKER_UNKNOWN"
+
+
+class MembershipLapsed(DirectoryError):
+    """The worker is not a member: it did not renew its lease, or the directory was restarted."""
+
+    reason = "MEMBERSHIP_LAPSED"
 
 
 class RemoteError(TensorcallError):

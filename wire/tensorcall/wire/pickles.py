@@ -71,7 +71,7 @@ class _Pickler(pickle.Pickler):
         if cls in self._persistent:
             return self._persistent[cls](obj)
         # A numpy scalar is smaller in the pickle than in the table.
-        if is_tensor(obj) and cls not in _reducers and not isinstance(obj, np.generic):
+        if is_tensor(obj) and cls not in _reducers and not isinstance(obj, np.generic) and not _keeps_strides(obj):
             try:
                 return ("tensor", self._tensors.add(obj))
             except Unencodable:
@@ -91,6 +91,8 @@ class _Pickler(pickle.Pickler):
         if isinstance(obj, _script_types()):
             script: Any = obj
             return load_script, (script.save_to_buffer(),)
+        if is_tensor(obj) and _keeps_strides(obj):
+            return load_strided, (obj.detach().contiguous(), tuple(obj.stride()), obj.requires_grad)
         return NotImplemented
 
 
@@ -197,6 +199,41 @@ def _missing(error: AttributeError | ImportError) -> AttributeError:
     result.__cause__ = error
     setattr(result, _MISSING, True)
     return result
+
+
+# Up to here gaps between a tensor's elements are kept whatever they take; beyond, as long as they take no more than
+# the elements.
+_SMALL_BYTES = 8 * 1024
+
+
+def _keeps_strides(obj: Any) -> bool:
+    """Tells whether a tensor arrives with its strides, where the table alone would make it contiguous; as by torch."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or type(obj) is not torch.Tensor or obj.layout is not torch.strided or obj.is_quantized:
+        return False
+    if obj.is_contiguous() or obj.numel() == 0:
+        return False
+    extent = 1
+    for stride, size in sorted(zip(obj.stride(), obj.shape, strict=True)):
+        if size > 1:
+            if stride < extent:
+                return False  # elements share memory, as those of an expanded tensor do
+            extent = stride * (size - 1) + extent
+    nbytes: int = extent * obj.element_size()
+    return nbytes <= _SMALL_BYTES or extent <= 2 * obj.numel()
+
+
+def load_strided(tensor: Any, strides: tuple[int, ...], requires_grad: bool) -> Any:
+    """Gives a tensor the strides that it had.
+
+    Pickles name this function: it keeps its name and its module.
+    """
+    # Only imported where a tensor of torch has arrived.
+    import torch
+
+    with torch.no_grad():
+        made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return made.requires_grad_(requires_grad)
 
 
 _found_script_types: tuple[type, ...] = ()
