@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ["serve", "ls", "describe", "call", "health"]
+COMMANDS = ["serve", "ls", "describe", "call", "rrefs", "health"]
 
 
 def test_version(command: Any) -> None:

@@ -40,7 +40,7 @@ class Gate:
 
 
 def test_so_many_at_once_and_so_many_in_the_queue() -> None:
-    pool, gate = Pool(3, 10, 5), Gate()
+    pool, gate = Pool(3, 3, 5), Gate()
     for _ in range(8):
         pool.submit(gate.task)
     eventually(lambda: gate.inside == 3)
@@ -70,6 +70,26 @@ def test_threads_that_wait_let_others_start_up_to_the_limit() -> None:
         pool.submit(others.task)
     eventually(lambda: others.done == 11)
     eventually(lambda: pool.threads <= 2)
+
+
+def test_threads_that_are_stuck_without_saying_so_let_others_start() -> None:
+    pool, stuck, key = Pool(2, 20, 100), Gate(), Gate()
+    for _ in range(6):
+        pool.submit(stuck.task)
+    # Only this one would set the others free.
+    pool.submit(stuck.event.set)
+    assert stuck.event.wait(30)
+    eventually(lambda: stuck.done == 6)
+    eventually(lambda: pool.threads <= 2 and pool.backlog == 0)
+    # Up to the limit, and no further.
+    pool = Pool(1, 4, 100)
+    for _ in range(8):
+        pool.submit(key.task)
+    eventually(lambda: key.inside == 4)
+    assert pool.threads == 4
+    key.event.set()
+    eventually(lambda: key.done == 8)
+    assert key.most == 4
 
 
 def test_a_task_that_raises_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:

@@ -136,7 +136,7 @@ BAD = {
     "long call id": (pb.CallRequest(function="served.noop", call_id="x" * 200), "BAD_PAYLOAD", "128"),
     "pickle": (pb.CallRequest(function="served.noop", arguments_pickle=b"x"), "PICKLE_REFUSED", "--allow-pickle"),
     "pickled callable": (pb.CallRequest(callable_pickle=b"x"), "PICKLE_REFUSED", "--allow-pickle"),
-    "rref": (pb.CallRequest(function="served.noop", want=pb.RESULT_FORM_RREF), "NOT_IMPLEMENTED", ""),
+    "class": (pb.CallRequest(function="served.Counted"), "BAD_ARGUMENTS", "ask for a reference"),
     "deep": (nested(10_000), "TOO_LARGE", "deeper"),
     "many": (MANY, "TOO_LARGE", "1,048,576"),
     "truncated": (b"\x0a\x0bserved.ec", "BAD_PAYLOAD", "truncated"),

@@ -13,7 +13,7 @@ from tensorcall.wire.rrefs import RRefId
 # Every bit of a double, those of NaN too.
 DOUBLES = st.floats() | st.binary(min_size=8, max_size=8).map(lambda data: float(struct.unpack("<d", data)[0]))
 TEXT = st.text(max_size=8) | st.text("aé", min_size=60, max_size=130)
-RREFS = st.builds(RRefId, TEXT, integers(0, 2**64 - 1), integers(0, 2**64 - 1))
+RREFS = st.builds(RRefId, TEXT, integers(0, 2**64 - 1), integers(0, 2**64 - 1), TEXT)
 
 HASHABLE_SCALARS = st.one_of(
     st.none(),

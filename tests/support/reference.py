@@ -65,7 +65,13 @@ def _hashing(make: Callable[[list[Any]], Any], items: list[Any]) -> Any:
 
 def rref_of(message: rref_pb2.RRefId) -> RRefId:
     """The name that an RRefId stands for."""
-    return RRefId(message.owner, message.incarnation, message.sequence)
+    return RRefId(message.owner, message.incarnation, message.sequence, message.address)
+
+
+def rref_message(rref: RRefId) -> rref_pb2.RRefId:
+    """The RRefId message of a name."""
+    owner, incarnation, sequence, address = rref
+    return rref_pb2.RRefId(owner=owner, incarnation=incarnation, sequence=sequence, address=address)
 
 
 def blob_of(message: tensor_pb2.TensorBlob) -> Blob:
@@ -111,7 +117,7 @@ def value_of(obj: Any, tensor: Callable[[Any], int] | None = None) -> value_pb2.
         items = value_pb2.ListValue(items=[value_of(item, tensor) for item in obj])
         return value_pb2.Value(**{type(obj).__name__: items})
     if type(obj) is RRefId:
-        return value_pb2.Value(rref=rref_pb2.RRefId(owner=obj[0], incarnation=obj[1], sequence=obj[2]))
+        return value_pb2.Value(rref=rref_message(obj))
     result = value_pb2.Value()
     if type(obj) is dict and all(type(name) is str for name in obj):
         result.map.SetInParent()
@@ -173,6 +179,9 @@ def exact(obj: Any) -> Any:
         return kind, struct.pack(">d", obj)
     if kind is complex:
         return kind, exact(obj.real), exact(obj.imag)
+    if isinstance(obj, RRefId):
+        # Two that differ in the address are equal.
+        return kind, obj[:]
     if isinstance(obj, list | tuple):
         return kind, [exact(item) for item in obj]
     if isinstance(obj, set | frozenset):

@@ -474,3 +474,167 @@ def collected() -> int:
     """The same after a garbage collection."""
     gc.collect()
     return resident()
+
+
+# --- references ---
+
+
+@expose
+class Cell:
+    """Holds a value."""
+
+    def __init__(self, value: Any = None, name: str = "") -> None:
+        self.value = value
+        self._name = name
+        if name:
+            _happened[f"{name} made"] += 1
+
+    def get(self) -> Any:
+        """Returns the value."""
+        return self.value
+
+    def set(self, value: Any) -> None:
+        """Changes the value."""
+        self.value = value
+
+    def fail(self) -> None:
+        raise LookupError("the cell fails")
+
+    async def get_later(self) -> Any:
+        await asyncio.sleep(0)
+        return self.value
+
+    def items(self, stop: int) -> Iterator[int]:
+        yield from range(stop)
+
+    def another(self, value: Any) -> Any:
+        """Returns a reference to another cell."""
+        return current_call().own(Cell(value))
+
+    @property
+    def secret(self) -> str:
+        raise AssertionError("a property's code ran")
+
+    def _hidden(self) -> str:
+        return "hidden"
+
+    def __call__(self, by: int) -> int:
+        return int(self.value) + by
+
+    def __del__(self) -> None:
+        if self._name:
+            _happened[f"{self._name} gone"] += 1
+
+
+class Base:
+    """Not exposed."""
+
+    def inherited(self) -> int:
+        return 1
+
+
+@expose
+class Derived(Base):
+    def own(self) -> int:
+        return self.inherited()
+
+
+@expose
+def cell(value: Any, name: str = "") -> Cell:
+    """Makes a cell, which can't be sent."""
+    return Cell(value, name)
+
+
+@expose
+async def cell_later(value: Any) -> Cell:
+    await asyncio.sleep(0)
+    return Cell(value)
+
+
+@expose
+def cell_behind_gate(name: str, value: Any) -> Cell:
+    wait_for_gate(name)
+    return Cell(value, name)
+
+
+@expose
+def refer(values: list[Any]) -> list[Any]:
+    """Returns references to new cells of these values."""
+    return [current_call().own(Cell(value)) for value in values]
+
+
+@expose
+def refer_in_turn(count: int) -> Iterator[Any]:
+    for i in range(count):
+        yield current_call().own(Cell(i))
+
+
+@expose
+def value_of(rref: Any) -> Any:
+    """Takes a reference and returns what the cell holds."""
+    return rref.to_here().value
+
+
+@expose
+def about(rref: Any) -> tuple[bool, str, str, bool]:
+    return rref.is_owner(), rref.owner_name(), str(rref.rref_id()), rref.confirmed_by_owner()
+
+
+@expose
+def linear() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Linear(2, 3)
+
+
+@expose
+def ones(size: int) -> torch.Tensor:
+    return torch.ones(size)
+
+
+@expose
+def unexposed() -> Base:
+    return Base()
+
+
+@expose
+def refer_unreadable() -> Any:
+    """Returns a reference, and beside it what its caller can't read."""
+    return [current_call().own(Cell(1)), Secret(1)]
+
+
+@wire.register(name="served.Secret")
+@dataclasses.dataclass
+class Secret:
+    value: int
+
+
+_kept: dict[str, Any] = {}
+
+
+@expose
+def here(rref: Any) -> Any:
+    """Fetches what a reference stands for."""
+    return rref.to_here()
+
+
+@expose
+def get_of(rref: Any) -> Any:
+    """Calls a method of what a reference stands for, wherever that is."""
+    return rref.rpc_sync().get()
+
+
+@expose
+def keep(name: str, rref: Any) -> None:
+    """Keeps a reference; the next one of that name takes its place, None just ends it."""
+    _kept[name] = rref
+
+
+@expose
+def kept(name: str) -> Any:
+    return _kept[name]
+
+
+@expose
+def value_in(rref: Any) -> Any:
+    """Takes a reference to a cell of any server and returns what it holds."""
+    return rref.rpc_sync().get()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
-from support.messages import LENGTH, VARINT, damaged, field, messages, rewritten, varint
+from support.messages import LENGTH, VARINT, damaged, field, integers, messages, rewritten, varint
 from support.objects import OBJECTS, RREFS, TEXT
-from support.reference import Impossible, exact, object_of, rref_of, tensor_blob_of, value_of
+from support.reference import Impossible, exact, object_of, rref_message, rref_of, tensor_blob_of, value_of
 
 from tensorcall.v1.handler_service_pb2 import CallRequest, CallResponse, CallStreamResponse, MethodTarget
 from tensorcall.v1.rref_pb2 import RRefId as RRefMessage
@@ -24,7 +24,7 @@ from tensorcall.wire.blobs import Blob
 from tensorcall.wire.calls import Payload, Request, Target
 from tensorcall.wire.errors import BadPayload, TooLarge, Unencodable
 from tensorcall.wire.limits import MAX_TENSORS
-from tensorcall.wire.rrefs import RRefId
+from tensorcall.wire.rrefs import Handle, RRefId
 
 quick = settings(deadline=None, max_examples=80)
 
@@ -47,6 +47,9 @@ class Table:
             raise BadPayload("no such tensor")
         return f"tensor {index}"
 
+    def open_rref(self, rref: RRefId) -> RRefId:
+        return rref
+
 
 def tensor_of(count: int) -> Callable[[int], str]:
     def tensor(index: int) -> str:
@@ -67,6 +70,12 @@ def in_order(obj: Any) -> Any:
 
 def same(one: Any, other: Any) -> bool:
     return bool(exact(in_order(one)) == exact(in_order(other)))
+
+
+def same_target(one: Target, other: Target) -> bool:
+    """Addresses count here: two references that differ in them are equal."""
+    addresses = [[each.fetch and each.fetch.address, each.method and each.method[0].address] for each in (one, other)]
+    return one == other and addresses[0] == addresses[1]
 
 
 def read(method: Callable[[], Any]) -> Any:
@@ -94,8 +103,9 @@ def test_a_request_is_read_however_it_is_written(data: st.DataObject) -> None:
     written = data.draw(rewritten(message.DESCRIPTOR, message.SerializeToString()))
     pickled = message.HasField("arguments_pickle")
     target = message.WhichOneof("target")
-    if target is None or (pickled and (message.args or message.kwargs)) or len(message.call_id.encode()) > 128:
-        with pytest.raises(BadPayload, match=r"no target|both|call_id"):
+    too_long = max(len(message.call_id.encode()), len(message.client_id.encode())) > 128
+    if target is None or (pickled and (message.args or message.kwargs)) or too_long:
+        with pytest.raises(BadPayload, match=r"no target|both|call_id|client_id"):
             calls.decode_request(*embedded(written))
         return
     request = calls.decode_request(*embedded(written))
@@ -103,9 +113,11 @@ def test_a_request_is_read_however_it_is_written(data: st.DataObject) -> None:
         "function": lambda: Target(function=message.function),
         "method": lambda: Target(method=(rref_of(message.method.rref), message.method.name)),
         "callable_pickle": lambda: Target(pickle=message.callable_pickle),
+        "fetch": lambda: Target(fetch=rref_of(message.fetch)),
     }[target]()
-    assert request.target == expected
+    assert same_target(request.target, expected)
     assert (request.call_id, request.want) == (message.call_id, message.want)
+    assert (request.client_id, request.number) == (message.client_id, message.number)
     assert blobs_of(request.blobs) == [blob.SerializeToString(deterministic=True) for blob in message.tensors]
     assert request.pickled == (pickled or target == "callable_pickle")
     if pickled:
@@ -125,29 +137,39 @@ def test_a_request_is_read_however_it_is_written(data: st.DataObject) -> None:
         assert same(read(request.arguments), arguments)
 
 
+NUMBERS = integers(0, 2**64 - 1)
 KWARGS = st.dictionaries(st.sampled_from("abc"), OBJECTS, max_size=2).map(lambda kwargs: dict(sorted(kwargs.items())))
 TARGETS = (
     st.builds(Target, function=TEXT)
     | st.builds(Target, method=st.tuples(RREFS, TEXT))
     | st.builds(Target, pickle=st.binary(max_size=5))
+    | st.builds(Target, fetch=RREFS)
 )
 
 
 def target_message(target: Target) -> CallRequest:
     if target.method is not None:
-        (owner, incarnation, sequence), name = target.method
-        rref = RRefMessage(owner=owner, incarnation=incarnation, sequence=sequence)
-        return CallRequest(method=MethodTarget(rref=rref, name=name))
+        rref, name = target.method
+        return CallRequest(method=MethodTarget(rref=rref_message(rref), name=name))
+    if target.fetch is not None:
+        return CallRequest(fetch=rref_message(target.fetch))
     if target.pickle is not None:
         return CallRequest(callable_pickle=target.pickle)
     return CallRequest(function=target.function)
 
 
 @quick
-@given(TARGETS, st.lists(OBJECTS, max_size=2).map(tuple), KWARGS, TEXT, st.integers(0, 2))
-@example(Target(method=(RRefId("", 0, 0), "")), (), {}, "", 0)
+@given(TARGETS, st.lists(OBJECTS, max_size=2).map(tuple), KWARGS, TEXT, st.integers(0, 2), TEXT, NUMBERS)
+@example(Target(method=(RRefId("", 0, 0), "")), (), {}, "", 0, "", 0)
+@example(Target(fetch=RRefId("", 0, 0)), (), {}, "", 0, "", 0)
 def test_a_request_is_written_as_by_the_generated_class(
-    target: Target, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str, want: int
+    target: Target,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    call_id: str,
+    want: int,
+    client_id: str,
+    number: int,
 ) -> None:
     message = target_message(target)
     message.args.extend(map(value_of, args))
@@ -155,14 +177,19 @@ def test_a_request_is_written_as_by_the_generated_class(
         message.kwargs[name].CopyFrom(value_of(value))
     message.call_id = call_id
     message.want = want  # type: ignore[assignment]
-    data = calls.encode_request(target, args, kwargs, call_id=call_id, want=want).bytes
+    message.client_id, message.number = client_id, number
+    data = calls.encode_request(
+        target, args, kwargs, call_id=call_id, want=want, client_id=client_id, number=number
+    ).bytes
     # Maps within arguments keep their order; test_values compares them byte for byte.
     again = CallRequest.FromString(data)
     assert again.SerializeToString(deterministic=True) == message.SerializeToString(deterministic=True)
-    if len(call_id.encode()) <= 128:
+    if max(len(call_id.encode()), len(client_id.encode())) <= 128:
         request = calls.decode_request(data)
         assert exact(request.arguments()) == exact((args, kwargs))
-        assert (request.target, request.call_id, request.want) == (target, call_id, want)
+        assert same_target(request.target, target)
+        assert (request.call_id, request.want) == (call_id, want)
+        assert (request.client_id, request.number) == (client_id, number)
 
 
 TENSORS = [
@@ -266,6 +293,7 @@ def test_a_payload_is_read_however_it_is_written(data: st.DataObject) -> None:
     message = data.draw(messages(PayloadMessage, without=WITHOUT))
     written = data.draw(rewritten(message.DESCRIPTOR, message.SerializeToString()))
     payload = calls.decode_payload(*embedded(written))
+    assert payload.hold == message.hold
     assert blobs_of(payload.blobs) == [blob.SerializeToString(deterministic=True) for blob in message.tensors]
     if message.WhichOneof("body") == "pickle":
         start, end = payload.pickle or (0, 0)
@@ -324,9 +352,56 @@ def test_a_response_is_written_as_by_the_generated_class(obj: Any) -> None:
     assert exact(outcome.object()) == exact(obj)
 
 
-def test_a_reference_is_read() -> None:
-    data = CallResponse(rref=RRefMessage(owner="a", incarnation=1, sequence=2)).SerializeToString()
-    assert calls.decode_result(data) == RRefId("a", 1, 2)
+@quick
+@given(RREFS)
+def test_a_reference_is_an_answer(rref: RRefId) -> None:
+    data = CallResponse(rref=rref_message(rref)).SerializeToString()
+    assert calls.encode_rref(rref).bytes == data
+    assert exact(calls.decode_result(data)) == exact(rref)
+
+
+class Held(Handle):
+    """A handle."""
+
+    def __init__(self, name: RRefId) -> None:
+        self.name = name
+
+    def rref_id(self) -> RRefId:
+        return self.name
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_the_sender_of_references_is_told_which_handles_to_keep(pickled: bool) -> None:
+    one, other = Held(RRefId("a", 1, 2, "here:1")), Held(RRefId("b", 3, 4))
+    args, kwargs = (one, [other, {"k": (one,)}]), {"k": other}
+    encoded = calls.encode_request(Target("f"), args, kwargs, pickled=pickled)
+    assert set(map(id, encoded.handles)) == {id(one), id(other)}
+    request = calls.decode_request(encoded.bytes)
+    opened: list[RRefId] = []
+    got = request.arguments(lambda rref: opened.append(rref) or f"handle of {rref.owner}")  # type: ignore[func-returns-value]
+    a, b = "handle of a", "handle of b"
+    assert got == ((a, [b, {"k": (a,)}]), {"k": b})
+    assert {(rref, rref.address) for rref in opened} == {(one.name, "here:1"), (other.name, "")}
+    # Who opens nothing gets the names.
+    assert request.arguments()[1] == {"k": other.name}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_what_an_answer_refers_to_is_held(pickled: bool) -> None:
+    held: list[list[Handle]] = []
+
+    def hold(handles: list[Handle]) -> int:
+        held.append(handles)
+        return 77
+
+    plain = calls.decode_payload(calls.encode_payload([1], pickled=pickled, hold=hold).bytes)
+    assert (plain.hold, held) == (0, [])
+    handle = Held(RRefId("a", 1, 2))
+    encoded = calls.encode_payload({"k": [handle]}, pickled=pickled, hold=hold)
+    assert held == [[handle]]
+    payload = calls.decode_payload(encoded.bytes)
+    assert payload.hold == PayloadMessage.FromString(encoded.bytes).hold == 77
+    assert payload.object(allow_pickle=True, open_rref=lambda rref: rref.sequence) == {"k": [2]}
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -354,6 +429,7 @@ def test_results_with_tensors_come_back(pickled: bool) -> None:
         (CallRequest(function="f", arguments_pickle=b"", args=[Value(int=1)]), "both"),
         (CallRequest(function="f", arguments_pickle=b"", kwargs={"a": Value(int=1)}), "both"),
         (CallRequest(function="f", call_id="x" * 129), "129 bytes; at most 128"),
+        (CallRequest(function="f", client_id="x" * 129), "client_id has 129 bytes; at most 128"),
         (CallRequest(function="f", args=[Value()]), "no kind"),
         (CallRequest(function="f", kwargs={"a": Value()}), "no kind"),
         (CallRequest(function="f", args=[Value(tensor=0)]), "tensor 0 is named, but the message has none"),
@@ -377,6 +453,8 @@ def test_names_that_are_no_text_are_refused() -> None:
         {"target": Target("\ud800")},
         {"target": Target(method=(RRefId("", 1, 1), "\ud800"))},
         {"target": Target("f"), "call_id": "\ud800"},
+        {"target": Target("f"), "client_id": "\ud800"},
+        {"target": Target(fetch=RRefId("", 1, 1, "\ud800"))},
     ]:
         target: Any = arguments.pop("target")
         with pytest.raises(Unencodable, match="surrogate"):
@@ -423,6 +501,7 @@ EXAMPLES = [
         want=1,
     ).bytes,
     calls.encode_request(Target(method=(RRefId("owner", 1, 2), "name")), (TENSORS[1], TENSORS[7]), {}).bytes,
+    calls.encode_request(Target(fetch=RRefId("owner", 1, 2, "host:1")), (), {}, client_id="c", number=7, want=2).bytes,
     calls.encode_payload({"t": TENSORS[:7], "l": [1, 2.5, b"abc", bytearray(b"a"), 1 << 99]}).bytes,
     calls.wrap_result(calls.encode_payload([torch.quantize_per_tensor(torch.ones(3), 0.5, 3, torch.qint8), 1j])).bytes,
     CallResponse(rref=RRefMessage(owner="a", incarnation=1, sequence=2)).SerializeToString(),
@@ -460,13 +539,14 @@ def test_of_repeated_fields_the_last_one_counts_where_protobuf_merges_messages()
 
 
 def test_of_a_oneof_the_last_one_counts() -> None:
-    function, method, callable_ = (
+    function, method, callable_, fetch = (
         CallRequest(function="f"),
         CallRequest(method=MethodTarget(name="m")),
         CallRequest(callable_pickle=b"p"),
+        CallRequest(fetch=RRefMessage(owner="a")),
     )
-    for first in (function, method, callable_):
-        for second in (function, method, callable_):
+    for first in (function, method, callable_, fetch):
+        for second in (function, method, callable_, fetch):
             data = first.SerializeToString() + second.SerializeToString()
             target = calls.decode_request(data).target
             assert target_message(target).WhichOneof("target") == second.WhichOneof("target")

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from support.messages import damaged, messages, rewritten
-from support.objects import RREFS
-from support.reference import rref_of
+from support.objects import RREFS, TEXT
+from support.reference import exact, rref_message, rref_of
 
 from tensorcall.v1 import rref_pb2
 from tensorcall.wire import rrefs
@@ -20,9 +20,8 @@ quick = settings(deadline=None, max_examples=100)
 @quick
 @given(RREFS)
 def test_written_as_by_the_generated_class(rref: RRefId) -> None:
-    message = rref_pb2.RRefId(owner=rref.owner, incarnation=rref.incarnation, sequence=rref.sequence)
-    assert rrefs.encode(rref) == message.SerializeToString()
-    assert rrefs.decode(b"x" + rrefs.encode(rref) + b"y", 1, 1 + len(rrefs.encode(rref))) == rref
+    assert rrefs.encode(rref) == rref_message(rref).SerializeToString()
+    assert exact(rrefs.decode(b"x" + rrefs.encode(rref) + b"y", 1, 1 + len(rrefs.encode(rref)))) == exact(rref)
 
 
 @quick
@@ -30,7 +29,26 @@ def test_written_as_by_the_generated_class(rref: RRefId) -> None:
 def test_read_however_it_is_written(data: st.DataObject) -> None:
     message = data.draw(messages(rref_pb2.RRefId))
     written = data.draw(rewritten(message.DESCRIPTOR, message.SerializeToString()))
-    assert rrefs.decode(written, 0, len(written)) == rref_of(message)
+    assert exact(rrefs.decode(written, 0, len(written))) == exact(rref_of(message))
+
+
+@quick
+@given(RREFS, TEXT)
+def test_the_address_is_no_part_of_the_name(rref: RRefId, address: str) -> None:
+    moved = rref._replace(address=address)
+    assert moved == rref
+    assert (moved != rref) is False
+    assert hash(moved) == hash(rref)
+    assert str(moved) == str(rref)
+    assert len({rref, moved}) == 1
+    for other in (
+        rref._replace(owner=rref.owner + "x"),
+        rref._replace(incarnation=rref.incarnation ^ 1),
+        rref._replace(sequence=rref.sequence ^ 1),
+    ):
+        assert rref != other
+        assert (rref == other) is False
+    assert rref != tuple(rref)
 
 
 @quick
@@ -47,6 +65,7 @@ def test_numbers_that_no_value_has_are_refused(rref: RRefId) -> None:
         rrefs.encode(rref)
 
 
-def test_an_owner_that_is_no_text_is_refused() -> None:
+@pytest.mark.parametrize("rref", [RRefId("\udfff", 1, 1), RRefId("a", 1, 1, "\udfff")])
+def test_what_is_no_text_is_refused(rref: RRefId) -> None:
     with pytest.raises(Unencodable, match="surrogate"):
-        rrefs.encode(RRefId("\udfff", 1, 1))
+        rrefs.encode(rref)

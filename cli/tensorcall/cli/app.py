@@ -13,6 +13,7 @@ from tensorcall.cli.exits import FAILED, INTERRUPTED, OK
 from tensorcall.cli.health import health
 from tensorcall.cli.ls import ls
 from tensorcall.cli.parameters import examples
+from tensorcall.cli.rrefs import rrefs
 from tensorcall.cli.serve import serve
 
 
@@ -34,7 +35,7 @@ def app(context: click.Context) -> None:
         context.exit(OK)
 
 
-for _command in (serve, ls, describe, call, health):
+for _command in (serve, ls, describe, call, rrefs, health):
     app.add_command(_command)
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -27,9 +27,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _NEEDED = ("grpc_health", "grpc_reflection", "structlog", "torch")
 
 
-def _option(name: str, **settings: Any) -> Callable[[F], F]:
+def _option(name: str, *names: str, **settings: Any) -> Callable[[F], F]:
     """Makes an option that may also be set by the environment. Those without a default leave it to ServerConfig."""
-    return click.option(name, envvar=f"TENSORCALL_{name[2:].replace('-', '_').upper()}", show_envvar=True, **settings)
+    variable = names[0] if names else name[2:].replace("-", "_")
+    return click.option(name, *names, envvar=f"TENSORCALL_{variable.upper()}", show_envvar=True, **settings)
 
 
 _count = click.IntRange(min=1)
@@ -80,6 +81,12 @@ _count = click.IntRange(min=1)
 )
 @_option("--max-sessions", metavar="N", type=_count, help="How many sessions may be open at once.  [default: 1024]")
 @_option(
+    "--hello-seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long a session may be open without its hello.  [default: 10]",
+)
+@_option(
     "--max-message-bytes",
     metavar="N",
     type=_count,
@@ -95,6 +102,40 @@ _count = click.IntRange(min=1)
     "--allow-pickle",
     is_flag=True,
     help="Take pickled Python from callers on this machine: they can then run anything.",
+)
+@_option(
+    "--secret-file",
+    metavar="FILE",
+    type=click.File("r"),
+    help="Answer only callers who show the secret in this file, as `authorization: Bearer …`.",
+)
+@_option(
+    "--lease-seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long references are kept of a client that gives no sign of life.  [default: 60]",
+)
+@_option(
+    "--max-rrefs-per-client", metavar="N", type=_count, help="How many references a client may hold.  [default: 100000]"
+)
+@_option(
+    "--max-rref-bytes-per-client",
+    metavar="N",
+    type=_count,
+    help="How many bytes the values may take that a client holds.  [default: 80% of the memory]",
+)
+@_option(
+    "--advertise",
+    metavar="HOST:PORT",
+    type=Address(),
+    help="Where others reach this server: references tell it.  [default: --bind, where that is one address]",
+)
+@_option(
+    "--rref-peer",
+    "rref_peers",
+    metavar="HOST[:PORT]",
+    multiple=True,
+    help="Take references to values of servers there, too; * stands for any part. Else only of this machine's.",
 )
 @_option(
     "--tracebacks",
@@ -123,7 +164,14 @@ _count = click.IntRange(min=1)
     show_default=True,
     help="How lines on stderr look.",
 )
-def serve(names: tuple[str, ...], port_file: str | None, log_level: str, log_format: Any, **settings: Any) -> int:
+def serve(
+    names: tuple[str, ...],
+    port_file: str | None,
+    log_level: str,
+    log_format: Any,
+    secret_file: TextIO | None,
+    **settings: Any,
+) -> int:
     """Serves the functions that modules mark with @expose.
 
     Modules are imported by name, from the current directory first, as `python -m` does. Nothing else in them can be
@@ -144,6 +192,10 @@ def serve(names: tuple[str, ...], port_file: str | None, log_level: str, log_for
 
     configure(log_level, log_format)
     try:
+        if secret_file is not None:
+            settings["secret"] = secret_file.read().strip()
+            if not settings["secret"]:
+                raise click.UsageError(f"{secret_file.name} holds no secret")
         config = ServerConfig(**{name: value for name, value in settings.items() if value is not None})
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -161,12 +213,14 @@ def serve(names: tuple[str, ...], port_file: str | None, log_level: str, log_for
 
 def _warn(config: ServerConfig) -> None:
     if not listening.is_loopback(config.bind):
-        _log.warning(
-            "anyone who reaches this address may call: there is neither TLS nor authentication yet",
-            extra={"bind": config.bind},
-        )
+        if config.secret:
+            warning = "whoever reads the secret on its way may call: there is no TLS yet"
+        else:
+            warning = "anyone who reaches this address may call: there is neither TLS nor authentication yet"
+        _log.warning(warning, extra={"bind": config.bind})
     if config.allow_pickle:
-        _log.warning("pickle is allowed: callers on this machine can run anything as this user")
+        who = "callers on this machine" + (", and all who have the secret," if config.secret else "")
+        _log.warning("pickle is allowed: %s can run anything as this user", who)
 
 
 def _run(server: Server, port_file: str | None) -> int:

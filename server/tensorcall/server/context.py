@@ -7,8 +7,17 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
 
+from tensorcall.client.rref import RRef
 from tensorcall.wire.errors import Cancelled, DeadlineExceeded
+
+
+class Owner(Protocol):
+    """Who owns values: the core."""
+
+    def own(self, value: object, made_by: str = "") -> RRef:
+        """Makes a reference to a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +26,9 @@ class Peer:
 
     address: str
     """As gRPC writes it, for example "ipv4:127.0.0.1:41952"."""
+
+    trusted: bool = False
+    """Whether the caller has shown the server's secret."""
 
     @property
     def loopback(self) -> bool:
@@ -31,9 +43,16 @@ _lock = threading.Lock()
 class CallContext:
     """One call in progress: who made it, until when, and whether it is still wanted."""
 
-    __slots__ = ("_callbacks", "call_id", "cancelled", "deadline", "function", "peer", "started")
+    __slots__ = ("_callbacks", "_owner", "call_id", "cancelled", "deadline", "function", "peer", "started")
 
-    def __init__(self, function: str, peer: Peer, timeout: float | None = None, call_id: str = "") -> None:
+    def __init__(
+        self,
+        function: str,
+        peer: Peer,
+        timeout: float | None = None,
+        call_id: str = "",
+        owner: Owner | None = None,
+    ) -> None:
         """Begins a call.
 
         Args:
@@ -41,7 +60,9 @@ class CallContext:
             peer: who called.
             timeout: seconds until the deadline; None: there is none.
             call_id: the caller's idempotency key, if any.
+            owner: makes references to values of this process.
         """
+        self._owner = owner
         self.function = function
         self.peer = peer
         self.call_id = call_id
@@ -75,6 +96,18 @@ class CallContext:
             raise Cancelled(f"the call of {self.function} was cancelled by its caller")
         if self.expired:
             raise DeadlineExceeded(f"the time of the call of {self.function} ran out")
+
+    def own(self, value: object) -> RRef:
+        """Makes a reference to a value, which stays in this process: for a result that is not to be copied.
+
+        It lives as long as somebody holds the reference, here or elsewhere.
+
+        Raises:
+            LookupError: no server runs this call.
+        """
+        if self._owner is None:
+            raise LookupError("no server runs this call: there is nobody to own the value")
+        return self._owner.own(value, self.function)
 
     def cancel(self) -> None:
         """Marks the call as no longer wanted and tells whoever waits within it. Idempotent."""

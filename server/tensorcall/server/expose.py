@@ -70,6 +70,12 @@ class Exposed:
         """What ListFunctions tells of it."""
         return signatures.describe(self.name, self.function)
 
+    def bound(self, function: Callable[..., Any]) -> Exposed:
+        """Returns the same for one object: what is known of a method holds for the bound one, too."""
+        made = Exposed(self.name, function, self.pace)
+        made.__dict__["kind"] = self.kind
+        return made
+
     @property
     def place(self) -> str:
         """Where it was written, for messages."""
@@ -150,6 +156,7 @@ class Registry:
             ValueError: two of them have one name.
         """
         self._functions: dict[str, Exposed] = {}
+        self._classes: set[type] = set()
         for exposed in functions:
             self.add(exposed)
 
@@ -193,6 +200,13 @@ class Registry:
                 f"two functions are exposed as {exposed.name!r}: {other.place} and {exposed.place}; "
                 f'give one of them another name with @expose(name="…")'
             )
+
+        if isinstance(exposed.function, type):
+            self._classes.add(exposed.function)
+
+    def has_class(self, cls: type) -> bool:
+        """Whether this very class is exposed."""
+        return cls in self._classes
 
     def __len__(self) -> int:
         return len(self._functions)

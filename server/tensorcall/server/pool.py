@@ -6,9 +6,11 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+from tensorcall.client.deadlines import deadlines
 from tensorcall.wire import waiting
 from tensorcall.wire.errors import Overloaded
 
@@ -18,12 +20,20 @@ _numbers = itertools.count()
 # How long a caller that was turned away should wait: about the time in which a busy queue moves on.
 RETRY_AFTER_SECONDS = 0.1
 
+# If tasks wait, and for so long none has ended, the threads may all wait for something that only one of those would
+# bring about. Where the processor is busy, they rather compute.
+_STUCK_SECONDS = 0.05
+_BUSY_STUCK_SECONDS = 1.0
+_BUSY_SHARE = 0.5
+
 
 class Pool:
     """Runs tasks on at most `size` threads, not counting those that wait for calls of their own.
 
     A fixed pool deadlocks when functions call functions: all threads wait, and none is left to run what they wait for.
-    Here a thread that waits (see tensorcall.wire.waiting) lets another one start, up to `limit` threads in all.
+    Here a thread that waits (see tensorcall.wire.waiting) lets another one start, up to `limit` threads in all. Not
+    everything that waits says so, for example a function that waits for a future of torch's: where all threads seem to
+    be stuck, one more is started at a time.
     """
 
     def __init__(self, size: int, limit: int, max_queue: int) -> None:
@@ -45,6 +55,10 @@ class Pool:
         # it came, or to a thread started for it, or to the backlog.
         self._idle = 0
         self._backlog = 0
+        # For the look-out, which is on while there is a backlog.
+        self._ended = 0
+        self._looking = False
+        self._seen: tuple[int, float, float] = (0, 0.0, 0.0)
 
     @property
     def full(self) -> bool:
@@ -76,7 +90,7 @@ class Pool:
         self._submit(None, task, args)
 
     def _submit(self, max_queue: int | None, task: Callable[..., object], args: tuple[Any, ...]) -> None:
-        start = False
+        start = look = False
         with self._lock:
             if self._idle:
                 self._idle -= 1
@@ -85,6 +99,7 @@ class Pool:
                 start = True
             elif max_queue is None or self._backlog < max_queue:
                 self._backlog += 1
+                look = not self._looking
             else:
                 raise Overloaded(
                     f"{self._backlog:,} calls are waiting already; nothing was run", retry_after=RETRY_AFTER_SECONDS
@@ -92,6 +107,37 @@ class Pool:
         self._tasks.put((task, args))
         if start:
             self._start()
+        elif look:
+            self._look_out()
+
+    def _look_out(self) -> None:
+        with self._lock:
+            if self._looking:
+                return
+            self._looking = True
+            self._seen = (self._ended, time.monotonic(), time.process_time())
+        deadlines.after(_STUCK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Starts a thread if all others are stuck."""
+        start = False
+        now, computed = time.monotonic(), time.process_time()
+        with self._lock:
+            ended, since, computed_then = self._seen
+            if not self._backlog:
+                self._looking = False
+                return
+            stuck = now - since if ended == self._ended else 0.0
+            busy = computed - computed_then > _BUSY_SHARE * (now - since)
+            if not stuck or stuck >= (_BUSY_STUCK_SECONDS if busy else _STUCK_SECONDS):
+                self._seen = (self._ended, now, computed)
+                if stuck and self._threads < self._limit:
+                    start = True
+                    self._backlog -= 1
+                    self._threads += 1
+        if start:
+            self._start()
+        deadlines.after(_STUCK_SECONDS, self._look)
 
     def _start(self) -> None:
         threading.Thread(target=self._work, name=f"tensorcall-{next(_numbers)}", daemon=True).start()
@@ -107,6 +153,7 @@ class Pool:
             # What the task held must not live on until the next one comes.
             del task, args
             with self._lock:
+                self._ended += 1
                 if self._threads - self._waiting > self._size:
                     # Started while others waited; they are back. What is queued is left to them.
                     self._threads -= 1

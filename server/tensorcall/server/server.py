@@ -15,11 +15,19 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tensorcall.client.rref import RRef
 from tensorcall.server.config import ServerConfig
 from tensorcall.server.core import Core
+from tensorcall.server.directory import LEASE_SECONDS, Directory
+from tensorcall.server.directory_service import SERVICE as DIRECTORY_SERVICE
+from tensorcall.server.directory_service import DirectoryServicer
 from tensorcall.server.expose import Registry, named
+from tensorcall.server.grpc_methods import GrpcExecutor
 from tensorcall.server.pool import Pool
-from tensorcall.server.servicer import SERVICE, GrpcExecutor, HandlerServicer
+from tensorcall.server.rref_hooks import install
+from tensorcall.server.rref_service import SERVICE as RREF_SERVICE
+from tensorcall.server.rref_service import RRefServicer
+from tensorcall.server.servicer import SERVICE, HandlerServicer
 from tensorcall.wire.limits import KIB
 
 _log = logging.getLogger(__name__)
@@ -61,11 +69,14 @@ class Server:
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         self._servicer = HandlerServicer(self.core)
+        self._rrefs = RRefServicer(self.core)
+        self._directory: DirectoryServicer | None = None
+        self._services = [SERVICE, RREF_SERVICE]
         self._health = health.HealthServicer()
         self._grpc = grpc.server(
             # Who only asks (health, reflection, listings) is answered even while functions have all threads.
             GrpcExecutor(Pool(_ASKING_THREADS, _ASKING_THREADS, 0)),
-            handlers=[self._servicer],
+            handlers=[self._servicer, self._rrefs],
             options=[
                 # The limit is meant for a call; on a session a few bytes go around it.
                 ("grpc.max_receive_message_length", self.config.max_message_bytes + 64 * KIB),
@@ -83,10 +94,26 @@ class Server:
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
-            self._grpc,
-        )
+
+    def host_directory(self, lease_seconds: float = LEASE_SECONDS) -> Directory:
+        """Has it keep the directory of the workers of a world, or of several. Call it once, before `start`.
+
+        Args:
+            lease_seconds: a worker that does not renew its membership for so long is dropped.
+
+        Returns:
+            The directory, which nobody has joined yet.
+
+        Raises:
+            RuntimeError: it has one, or has started.
+        """
+        if self._directory is not None or self.port:
+            raise RuntimeError("host_directory() is called once, before start()")
+        directory = Directory(lease_seconds)
+        self._directory = DirectoryServicer(self.core, directory)
+        self._grpc.add_generic_rpc_handlers((self._directory,))
+        self._services.append(DIRECTORY_SERVICE)
+        return directory
 
     @property
     def address(self) -> str:
@@ -94,6 +121,19 @@ class Server:
         if self.config.bind.startswith("unix:"):
             return self.config.bind
         return f"{self.config.bind.rpartition(':')[0]}:{self.port}"
+
+    def _reachable_address(self) -> str:
+        """Returns where it can be reached as far as `bind` tells; empty if that is all of the machine's addresses."""
+        host = self.address.rpartition(":")[0]
+        return "" if host in ("0.0.0.0", "[::]", "::", "*", "") else self.address
+
+    def own(self, value: object) -> RRef:
+        """Makes a reference to a value of this process, for results or calls of its own.
+
+        The value lives as long as somebody holds the reference, here or elsewhere. A function that runs for a caller
+        may use `current_call().own(value)`.
+        """
+        return self.core.own(value)
 
     def start(self) -> int:
         """Binds, begins to serve, and returns the port.
@@ -105,9 +145,14 @@ class Server:
             self.port = self._grpc.add_insecure_port(self.config.bind)
         except RuntimeError as error:
             raise OSError(f"can't listen on {self.config.bind}: {error}") from None
+        self.core.rrefs.address = self.config.advertise or self._reachable_address()
+        reflection.enable_server_reflection((*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         self._grpc.start()
-        for service in ("", SERVICE):
+        if self._directory is not None:
+            self._directory.begin()
+        for service in ("", *self._services):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        install()
         extra = {"address": self.address, "functions": len(self.core.registry), "worker": self.core.worker}
         _log.debug("serving", extra=extra)
         return self.port
@@ -124,6 +169,8 @@ class Server:
             if not drained:
                 _log.warning("calls are cancelled", extra={"calls": self.core.active})
             self._servicer.end_sessions()
+            if self._directory is not None:
+                self._directory.close()
             self._grpc.stop(1.0 if drained else 0.0).wait(timeout=10.0)
             self.core.close()
             self._stopped.set()

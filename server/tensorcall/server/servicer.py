@@ -5,46 +5,27 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 
 from tensorcall.client.deadlines import deadlines
-from tensorcall.server.context import Peer
 from tensorcall.server.core import Call, Core
+from tensorcall.server.gate import Gate
+from tensorcall.server.grpc_methods import Failures, GrpcExecutor, generated, on
 from tensorcall.server.pool import RETRY_AFTER_SECONDS, Pool
 from tensorcall.server.session import Next, Session
-from tensorcall.v1 import error_pb2
 from tensorcall.v1 import handler_service_pb2 as pb
-from tensorcall.wire import calls, statuses
+from tensorcall.wire import calls
 from tensorcall.wire.errors import BadPayload, Cancelled, Overloaded
-from tensorcall.wire.limits import MAX_STATUS_MESSAGE_CHARACTERS
 from tensorcall.wire.waiting import waiting
 
 _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["HandlerService"].full_name
-_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-_RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 # How long a caller may take to send its request after it opened the call.
 _REQUEST_SECONDS = 30.0
 _FOR_EVER = 10 * 365 * 24 * 3600.0
-
-M = TypeVar("M", bound=Message)
-
-
-class GrpcExecutor(ThreadPoolExecutor):
-    """Lets gRPC run its methods on one of our pools. gRPC asks for this class by name; it has no threads of its own."""
-
-    def __init__(self, pool: Pool) -> None:
-        super().__init__(max_workers=1)
-        self._pool = pool
-
-    def submit(self, task: Callable[..., object], /, *args: Any, **kwargs: Any) -> Any:
-        """Runs a method. gRPC has no way to turn a call away here: `HandlerServicer.service` did that before."""
-        self._pool.submit_always(task, *args)
 
 
 class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
@@ -53,6 +34,8 @@ class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-igno
     def __init__(self, core: Core) -> None:
         self._core = core
         config = core.config
+        self._gate = Gate(config.secret)
+        self._failures = Failures(core)
         # Sessions live long: each has a thread that reads, and where one is held up another one takes over.
         self._session_threads = Pool(2 * config.max_sessions, 2 * config.max_sessions, 0)
         functions = GrpcExecutor(core.pool)
@@ -60,23 +43,24 @@ class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-igno
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             f"/{SERVICE}/{name}": handler
             for name, handler in {
-                "Call": grpc.stream_unary_rpc_method_handler(_on(functions, self.call)),
-                "CallStream": grpc.stream_stream_rpc_method_handler(
-                    _on(functions, self.call_stream, non_blocking=True)
-                ),
+                "Call": grpc.stream_unary_rpc_method_handler(on(functions, self.call)),
+                "CallStream": grpc.stream_stream_rpc_method_handler(on(functions, self.call_stream, non_blocking=True)),
                 "Session": grpc.stream_stream_rpc_method_handler(
-                    _on(GrpcExecutor(self._session_threads), self.session, non_blocking=True)
+                    on(GrpcExecutor(self._session_threads), self.session, non_blocking=True)
                 ),
-                "ListFunctions": self._generated(self.list_functions, pb.ListFunctionsRequest),
-                "ResolveType": self._generated(self.resolve_type, pb.ResolveTypeRequest),
-                "GetError": self._generated(self.get_error, pb.GetErrorRequest),
+                "ListFunctions": generated(self._failures, self.list_functions, pb.ListFunctionsRequest),
+                "ResolveType": generated(self._failures, self.resolve_type, pb.ResolveTypeRequest),
+                "GetError": generated(self._failures, self.get_error, pb.GetErrorRequest),
             }.items()
         }
         self._functions = {f"/{SERVICE}/Call", f"/{SERVICE}/CallStream"}
         self._session = f"/{SERVICE}/Session"
         # Reads no request, so it needs no thread that could wait for one.
         shed = GrpcExecutor(Pool(4, 4, 0))
-        self._shed: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(_on(shed, self.shed))
+        self._shed: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(on(shed, self.shed))
+        self._stranger: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+            on(shed, self._failures.turn_away)
+        )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Picks the method; runs on gRPC's one polling thread, so it must be quick."""
@@ -84,6 +68,8 @@ class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-igno
         handler = self._methods.get(method)
         if handler is None:
             return None
+        if not self._gate.lets_in(handler_call_details.invocation_metadata):
+            return self._stranger
         if method == self._session:
             too_much = len(self._sessions) >= self._core.config.max_sessions
         else:
@@ -96,26 +82,24 @@ class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-igno
         """Turns a call away unread."""
         pool = self._core.pool
         what = f"{pool.backlog:,} calls are waiting already" if pool.full else "too many sessions are open"
-        self._abort(
-            context,
-            self._core.failure(Overloaded(f"{what}; nothing was run", retry_after=RETRY_AFTER_SECONDS), _peer(context)),
-        )
+        error = Overloaded(f"{what}; nothing was run", retry_after=RETRY_AFTER_SECONDS)
+        self._failures.abort(context, self._core.failure(error, self._failures.peer(context)))
 
     # --- calls ---
 
     def call(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """HandlerService.Call."""
-        with self._failing(context):
+        with self._failures.told(context):
             request = calls.decode_request(_only(requests, context))
             with self._admitted(request, context, stream=False) as call:
                 return self._core.run(call).bytes
-        raise AssertionError  # _failing aborts
+        raise AssertionError  # told aborts
 
     def call_stream(
         self, requests: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[bytes | None], None]
     ) -> None:
         """HandlerService.CallStream."""
-        with self._failing(context):
+        with self._failures.told(context):
             request = calls.decode_request(_only(requests, context))
             with (
                 self._admitted(request, context, stream=True) as call,
@@ -135,7 +119,12 @@ class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-igno
             self._session_threads.submit_always(self._read, session, requests, context)
 
         session = Session(
-            self._core, _peer(context), send=send, finish=lambda: send(None), read_on=read_on, kill=context.cancel
+            self._core,
+            self._failures.peer(context),
+            send=send,
+            finish=lambda: send(None),
+            read_on=read_on,
+            kill=context.cancel,
         )
         self._sessions.add(session)
 
@@ -174,7 +163,7 @@ class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-igno
 
     @contextlib.contextmanager
     def _admitted(self, request: calls.Request, context: grpc.ServicerContext, *, stream: bool) -> Iterator[Call]:
-        call = self._core.admit(request, _peer(context), _timeout(context), stream=stream)
+        call = self._core.admit(request, self._failures.peer(context), _timeout(context), stream=stream)
         outcome = "ok"
         try:
             # Called when the call ends, however it does; afterwards nobody listens any more.
@@ -208,50 +197,6 @@ class HandlerServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-igno
         """HandlerService.GetError."""
         return pb.GetErrorResponse(exception=self._core.errors.get(request.error_id))
 
-    def _generated(self, method: Callable[[M], Message], request_type: type[M]) -> grpc.RpcMethodHandler[Any, Any]:
-        """Makes a gRPC method of one that takes and returns generated messages.
-
-        Parses here and not in gRPC, which would do it on its polling thread and answer garbage with INTERNAL.
-        """
-
-        def behavior(message: bytes, context: grpc.ServicerContext) -> bytes:
-            with self._failing(context):
-                try:
-                    request = request_type.FromString(message)
-                except DecodeError as error:
-                    raise BadPayload(f"the {request_type.__name__} is malformed: {error}") from None
-                return method(request).SerializeToString()
-            raise AssertionError  # _failing aborts
-
-        return grpc.unary_unary_rpc_method_handler(behavior)
-
-    # --- failures ---
-
-    @contextlib.contextmanager
-    def _failing(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Turns whatever is raised within into the call's status."""
-        try:
-            yield
-        except Exception as error:
-            failure = self._core.failure(error, _peer(context))
-        else:
-            return
-        self._abort(context, failure)
-
-    def _abort(self, context: grpc.ServicerContext, failure: error_pb2.Failure) -> NoReturn:
-        status = statuses.to_status(failure, keep=self._core.errors.keep)
-        metadata: list[tuple[str, str | bytes]] = [(statuses.DETAILS_KEY, status)]
-        if failure.HasField("retry_after"):
-            metadata.append((_RETRY_PUSHBACK, str(failure.retry_after.ToMilliseconds())))
-        context.set_trailing_metadata(tuple(metadata))
-        context.abort(
-            _CODES.get(failure.code, grpc.StatusCode.UNKNOWN), failure.message[:MAX_STATUS_MESSAGE_CHARACTERS]
-        )
-
-
-def _peer(context: grpc.ServicerContext) -> Peer:
-    return Peer(context.peer())
-
 
 def _timeout(context: grpc.ServicerContext) -> float | None:
     """Returns the seconds until the call's deadline. Without one, gRPC's lies in the far future."""
@@ -279,14 +224,3 @@ def _only(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
 
 def _hang_up(context: grpc.ServicerContext) -> None:
     context.cancel()
-
-
-def _on(threads: ThreadPoolExecutor, method: Callable[..., Any], *, non_blocking: bool = False) -> Callable[..., Any]:
-    """Has gRPC run a method on these threads; `non_blocking`: it gets a third argument that sends from any thread."""
-
-    def behavior(*args: Any) -> Any:
-        return method(*args)
-
-    behavior.experimental_thread_pool = threads  # type: ignore[attr-defined]
-    behavior.experimental_non_blocking = non_blocking  # type: ignore[attr-defined]
-    return behavior

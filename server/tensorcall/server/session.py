@@ -19,7 +19,7 @@ from tensorcall.v1 import handler_service_pb2
 from tensorcall.wire import calls, chunks, frames, statuses, waiting
 from tensorcall.wire.calls import Encoded
 from tensorcall.wire.errors import BadPayload, Cancelled, DeadlineExceeded, DuplicateCall
-from tensorcall.wire.limits import CHUNK_BYTES, MIB
+from tensorcall.wire.limits import CHUNK_BYTES, MAX_CALL_ID_BYTES, MIB
 from tensorcall.wire.outbox import Chunks, Outbox
 from tensorcall.wire.protowire import Parts
 
@@ -31,6 +31,10 @@ _ANSWERS_AT_ONCE = 64
 # So many calls of one message run on the reading thread; the others go to the pool, whose queue has a bound.
 _MAX_QUICK = 1024
 _MAX_UNFINISHED = 1024
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Entry:
@@ -130,6 +134,9 @@ class Session:
         self._answering = 0
         self._unfinished: deque[tuple[Call, str]] = deque()
         self._turn = _Turn()
+        # The client process, as its hello names it.
+        self._client_id = ""
+        self._no_hello = deadlines.after(core.config.hello_seconds, self._hello_is_missing)
         core.watch.add(self)
 
     # --- what arrives; one thread at a time ---
@@ -137,6 +144,8 @@ class Session:
     def receive(self, message: bytes) -> Next:
         """Takes one message, and answers what can be answered at once."""
         turn = self._turn
+        if self._core.rrefs.leases.by_client:
+            self._core.rrefs.touch(self._client_id)
         try:
             for frame in frames.read_request(message):
                 if isinstance(frame, frames.Call):
@@ -146,9 +155,7 @@ class Session:
                 elif isinstance(frame, frames.Cancel):
                     self._cancel(frame.id)
                 elif isinstance(frame, frames.Credit):
-                    entry = self._entries.get(frame.id)
-                    if entry is not None and entry.stream is not None:
-                        entry.stream.add_credit(frame.items)
+                    self._add_credit(frame)
                 else:
                     self._welcome(frame)
         except BadPayload as error:
@@ -222,15 +229,39 @@ class Session:
         if self._welcomed:
             raise BadPayload("a session takes one hello, in its first message")
         self._welcomed = True
+        self._no_hello()
         core = self._core
+        if len(hello.client_id.encode()) > MAX_CALL_ID_BYTES:
+            raise BadPayload(f"the client_id has more than {MAX_CALL_ID_BYTES} bytes")
+        self._client_id = hello.client_id
         _log.debug("session", extra={"peer": self._peer.address, "client": hello.client_id, "agent": hello.user_agent})
         welcome = handler_service_pb2.SessionWelcome(
             worker=core.worker,
             incarnation=core.incarnation,
             chunk_size=CHUNK_BYTES,
             max_message_size=core.config.max_message_bytes,
+            address=core.rrefs.address,
         )
         self._put(frames.welcome(welcome))
+
+    def _hello_is_missing(self) -> None:
+        if not self._welcomed:
+            seconds = self._core.config.hello_seconds
+            error = BadPayload(f"the session had no hello for {seconds:g} s: it is what the first message holds")
+            self._put(frames.failure(0, statuses.service_failure(error).SerializeToString()))
+            self._core.chores.submit_always(self.end)
+
+    def _add_credit(self, credit: frames.Credit) -> None:
+        entry = self._entries.get(credit.id)
+        if entry is None:
+            return
+        with self._lock:
+            stream = entry.stream
+            if stream is None:
+                # What it runs is not known yet.
+                entry.frame.credit += credit.items
+        if stream is not None:
+            stream.add_credit(credit.items)
 
     def _take_call(self, message: bytes, frame: frames.Call) -> None:
         if not self._welcomed:
@@ -245,7 +276,7 @@ class Session:
         try:
             # decode → authorise; tensors in chunks are gathered before it runs
             request = calls.decode_request(message, *frame.request)
-            call = self._core.admit(request, self._peer, frame.timeout, stream=frame.stream)
+            call = self._core.admit(request, self._peer, frame.timeout, stream=frame.stream, client_id=self._client_id)
             with self._lock:
                 entry.call = call
                 aborted = self._aborted
@@ -303,15 +334,62 @@ class Session:
 
     def _start(self, entry: _Entry, call: Call) -> None:
         core = self._core
-        if entry.frame.stream:
-            entry.stream = ItemStream(core, call, entry.frame.id, entry.frame.credit, self)
-            core.pool.submit(entry.stream.run)
+        if call.late is not None:
+            self._start_late(entry, call)
+        elif entry.frame.stream:
+            core.pool.submit(self._stream(entry, call).run)
         elif call.exposed.kind == signatures.COROUTINE:
             core.chores.submit_always(self._run_coroutine, entry, call)
         elif call.exposed.pace.quick and not core.pool.backlog and len(self._turn.quick) < _MAX_QUICK:
             self._turn.quick.append(entry)
         else:
             core.pool.submit(self._run, entry, call)
+
+    def _stream(self, entry: _Entry, call: Call) -> ItemStream:
+        with self._lock:
+            entry.stream = ItemStream(self._core, call, entry.frame.id, entry.frame.credit, self)
+            return entry.stream
+
+    def _start_late(self, entry: _Entry, call: Call) -> None:
+        """Starts a call of which it is not known yet what it runs."""
+        core = self._core
+        if call.awaits is None:
+            core.pool.submit(self._resolve, entry, call)
+            return
+        core.begin_awaiting()
+        once = threading.Lock()
+        call_offs: list[Callable[[], None]] = []
+
+        def go_on(*_: object) -> None:
+            if once.acquire(blocking=False):
+                core.end_awaiting()
+                for call_off in call_offs:
+                    call_off()
+                core.pool.submit_always(self._resolve, entry, call)
+
+        # The order matters: the value may be there, and the call be cancelled, at any time from here on.
+        remaining = call.context.time_remaining()
+        if remaining is not None:
+            call_offs.append(deadlines.after(remaining, go_on))
+        call.context.on_cancel(go_on)
+        call_offs.append(call.awaits.on_done(go_on))
+
+    def _resolve(self, entry: _Entry, call: Call) -> None:
+        """Runs a call on this thread of the pool, now that it can be known what it runs."""
+        try:
+            call.context.check()
+            self._core.resolve(call)
+        except Exception as error:
+            if call.made is not None:
+                call.made.set_error(error)
+            self._failed(entry, call, error)
+            return
+        if entry.frame.stream:
+            self._stream(entry, call).run()
+        elif call.exposed.kind == signatures.COROUTINE:
+            self._run_coroutine(entry, call)
+        else:
+            self._run(entry, call)
 
     def _cancel(self, number: int) -> None:
         entry = self._entries.get(number)
@@ -331,7 +409,7 @@ class Session:
         self._put(self._failure(entry.frame.id, error))
         self._answered()
         if entry.call is not None:
-            self._core.withdraw(entry.call)
+            self._core.withdraw(entry.call, error)
 
     # --- what runs on the pool ---
 
@@ -464,9 +542,12 @@ class Session:
         """The caller is gone: cancels its calls and drops what was to be sent. Idempotent."""
         with self._lock:
             self._ending = self._finished = self._aborted = True
+            call_off, self._no_hello = self._no_hello, _nothing
             entries = list(self._entries.values())
+        call_off()
         self._core.watch.discard(self)
         self._outbox.close(discard=True)
+        self._core.rrefs.let_holds_lapse(self._client_id)
         for entry in entries:
             if entry.call is not None:
                 entry.call.context.cancel()
