@@ -7,14 +7,17 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any
 
+from tensorcall.client.async_rref import AsyncRRef, Making, awaitable
 from tensorcall.client.carrier import StreamHandle
 from tensorcall.client.connection import CarrierName, Connection
 from tensorcall.client.options import CallOptions
-from tensorcall.client.remote import Function, Remote, check_name, start_stream
+from tensorcall.client.references import references
+from tensorcall.client.remote import Function, Remote, check_name, start_stream, with_token
+from tensorcall.wire.rrefs import RRefId
 
 
 class AsyncResultStream(AsyncIterator[Any]):
@@ -126,7 +129,7 @@ class AsyncRemote:
         """Calls an exposed function and returns its future at once; see `Remote.submit`. Needs a running loop."""
         check_name(function)
         if self._connection.ready:
-            return asyncio.wrap_future(self._remote.submit(function, *args, **kwargs))
+            return awaitable(self._remote.submit(function, *args, **kwargs))
         return asyncio.ensure_future(self._submit_when_ready(function, args, kwargs))
 
     async def _submit_when_ready(self, function: str, args: Any, kwargs: Any) -> Any:
@@ -135,9 +138,29 @@ class AsyncRemote:
         if timeout is not None and timeout > 0:  # another one is refused by submit
             await asyncio.to_thread(self._connection.carrier, timeout)
             timeout = max(timeout - (time.monotonic() - start), 1e-9)
-            return await asyncio.wrap_future(self._remote.options(timeout=timeout).submit(function, *args, **kwargs))
+            return await awaitable(self._remote.options(timeout=timeout).submit(function, *args, **kwargs))
         await asyncio.to_thread(self._connection.carrier)
-        return await asyncio.wrap_future(self._remote.submit(function, *args, **kwargs))
+        return await awaitable(self._remote.submit(function, *args, **kwargs))
+
+    def remote(self, function: str, /, *args: Any, **kwargs: Any) -> AsyncRRef:
+        """Calls an exposed function, and leaves the result on the server; see `Remote.remote`. Returns at once.
+
+        What keeps the call from being made (an argument that can't be sent, a server that does not answer) is raised
+        by the reference's methods.
+        """
+        check_name(function)
+
+        def make() -> Any:
+            return self._remote.remote(function, *args, **kwargs)
+
+        if self._connection.ready and self._connection.link.has_lease:
+            return AsyncRRef(make())
+        return AsyncRRef(Making(make))
+
+    def open_rref(self, rref_id: RRefId) -> AsyncRRef:
+        """Makes a reference of a name that came some other way; see `Remote.open_rref`."""
+        made: AsyncRRef = self._remote.open_rref(rref_id)
+        return made
 
     def stream(self, function: str, /, *args: Any, **kwargs: Any) -> AsyncResultStream:
         """Calls an exposed generator function at the first `async for`; see `Remote.stream`."""
@@ -168,7 +191,15 @@ class AsyncRemote:
 
 
 def connect_async(
-    address: str, *, carrier: CarrierName = "auto", connect_timeout: float = 10.0, **settings: Any
+    address: str,
+    *,
+    carrier: CarrierName = "auto",
+    connect_timeout: float = 10.0,
+    token: str | None = None,
+    metadata: Iterable[tuple[str, str]] = (),
+    **settings: Any,
 ) -> AsyncRemote:
-    """Connects to a server, for asyncio; arguments as of `connect`."""
-    return AsyncRemote(Connection(address, carrier, connect_timeout), CallOptions(**settings))
+    """Connects to a server, for asyncio; arguments as of `connect`. References in results are `AsyncRRef`."""
+    connection = Connection(address, carrier, connect_timeout, metadata=with_token(metadata, token))
+    connection.open_rref = lambda rref_id: AsyncRRef(references().open(rref_id, connection))
+    return AsyncRemote(connection, CallOptions(**settings))

@@ -47,6 +47,9 @@ class Carrier(Protocol):
     max_message_bytes: int
     """What the server takes in one message."""
 
+    client_id: str
+    """What calls that make values tell of who they are for; empty where the carrier itself tells."""
+
     @property
     def alive(self) -> bool:
         """Whether it still carries calls."""

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import Future
 from typing import Any, Literal, get_args
 
 import grpc
 
-from tensorcall.client.callbacks import refuse_to_wait
+from tensorcall.client.callbacks import carrying, refuse_to_wait
 from tensorcall.client.carrier import Carrier, closed_error, deadline_error, from_rpc_error, no_answer
+from tensorcall.client.futures import CallFuture
+from tensorcall.client.link import Link
 from tensorcall.client.options import grpc_timeout, seconds
+from tensorcall.client.payloads import PayloadReader
+from tensorcall.client.references import references
 from tensorcall.client.session import SessionCarrier
 from tensorcall.client.unary import UnaryCarrier
-from tensorcall.v1 import handler_service_pb2_grpc
+from tensorcall.v1 import handler_service_pb2_grpc, rref_service_pb2_grpc
 from tensorcall.wire.errors import NotImplementedByPeer, TensorcallError, Unreachable
+from tensorcall.wire.rrefs import Opener, RRefId
 
 CarrierName = Literal["auto", "session", "call"]
 # Of the ways that gRPC knows to write where a server is.
@@ -41,8 +48,26 @@ _CHANNEL_OPTIONS = [
 class Connection:
     """One server's address, and what carries calls there. Safe from any thread."""
 
-    def __init__(self, address: str, carrier: CarrierName, connect_timeout: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        carrier: CarrierName,
+        connect_timeout: float,
+        *,
+        metadata: Iterable[tuple[str, str]] = (),
+        open_rref: Opener | None = None,
+        known: bool = True,
+    ) -> None:
         """Prepares a connection; nothing is sent.
+
+        Args:
+            address: HOST:PORT, or unix:PATH.
+            carrier: "session", "call" or "auto".
+            connect_timeout: how many seconds to wait for the server's first answer.
+            metadata: sent with everything: keys in lower case, and values.
+            open_rref: makes an RRef of a name in a result, without waiting; None: a UserRRef, over this connection
+                where the value is this server's, else over one to its owner.
+            known: whether references to this server's values that arrive elsewhere in this process may go over it.
 
         Raises:
             TypeError, ValueError: the address is none, or one of the others.
@@ -54,6 +79,7 @@ class Connection:
         if patience <= 0:
             raise ValueError(f"connect_timeout is more than 0 seconds, not {connect_timeout!r}")
         self.address = address
+        self.metadata = tuple(metadata)
         self._wanted = carrier
         self._connect_timeout: float = grpc_timeout(patience) or patience
         # Held for as long as it takes; the other, for what follows, only for moments: close() waits for nobody.
@@ -62,6 +88,20 @@ class Connection:
         self._channel: grpc.Channel | None = None
         self._carrier: Carrier | None = None
         self._closed = False
+        self._stub: rref_service_pb2_grpc.RRefServiceStub | None = None
+        self.link = Link(self.ask_rrefs, address, way=lambda: self._channel)
+        """What this process holds of the server's values, over this connection."""
+        self.open_rref: Opener = open_rref or self._open_rref
+        if known:
+            references().add(self)
+
+    def _open_rref(self, rref_id: RRefId) -> Any:
+        return references().open(rref_id, self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def ready(self) -> bool:
@@ -113,7 +153,13 @@ class Connection:
         try:
             carrier = self._carrier
             if carrier is None or not carrier.alive:
-                carrier = self._open(channel, max(0.0, start + patience - time.monotonic()))
+                try:
+                    carrier = self._open(channel, max(0.0, start + patience - time.monotonic()))
+                except Unreachable:
+                    if time.monotonic() < start + patience:
+                        raise
+                    # Of the time that the caller gave, not of what was left of it.
+                    raise no_answer(self.address, patience) from None
                 with self._lock:
                     if not self._closed:
                         self._carrier = carrier
@@ -127,11 +173,13 @@ class Connection:
     def _open(self, channel: grpc.Channel, patience: float) -> Carrier:
         if self._wanted != "call":
             try:
-                return SessionCarrier(channel, self.address, patience)
+                reader = PayloadReader(self.link, lambda rref_id: self.open_rref(rref_id))
+                return SessionCarrier(channel, self.address, patience, reader, self.metadata)
             except NotImplementedByPeer:
                 if self._wanted == "session":
                     raise
-        return UnaryCarrier(channel, self.address)
+        reader = PayloadReader(self.link, lambda rref_id: self.open_rref(rref_id), anonymous=True)
+        return UnaryCarrier(channel, self.address, reader, self.metadata)
 
     def ask(self, method: str, request: Any, timeout: float | None) -> Any:
         """Calls one of HandlerService's methods that take and return generated messages.
@@ -143,7 +191,7 @@ class Connection:
         end = time.monotonic() + limit
         try:
             stub = handler_service_pb2_grpc.HandlerServiceStub(self._open_channel())
-            return getattr(stub, method)(request, timeout=grpc_timeout(limit))
+            return getattr(stub, method)(request, timeout=grpc_timeout(limit), metadata=self.metadata)
         except grpc.RpcError as raised:
             if self._closed:
                 error: TensorcallError = closed_error(in_flight=True)
@@ -162,14 +210,62 @@ class Connection:
         finally:
             del error  # this frame is part of its traceback
 
+    def ask_rrefs(self, method: str, request: Any, timeout: float | None) -> Future[Any]:
+        """Calls one of RRefService's methods; returns at once.
+
+        Returns:
+            The future of the response, which raises a TensorcallError.
+
+        Raises:
+            Cancelled: the connection was closed.
+        """
+        # As long as there is one: the end of a lease is told while the connection is being closed.
+        channel = self._channel or self._open_channel()
+        if self._stub is None:
+            self._stub = rref_service_pb2_grpc.RRefServiceStub(channel)
+        future = CallFuture(channel)
+        try:
+            call = getattr(self._stub, method).future(request, timeout=grpc_timeout(timeout), metadata=self.metadata)
+        except ValueError:
+            if not self._closed:
+                raise
+            raise closed_error() from None
+        future.on_cancel(call.cancel)
+        end = None if timeout is None else time.monotonic() + timeout
+
+        def done(ended: Any) -> None:
+            with carrying(channel):
+                if ended.cancelled():
+                    future.fail(closed_error(in_flight=True))
+                    return
+                failed = ended.exception()
+                if failed is None:
+                    future.resolve(ended.result())
+                elif self._closed:
+                    future.fail(closed_error(in_flight=True))
+                elif timeout is not None and end is not None and time.monotonic() >= end:
+                    future.fail(deadline_error(timeout))
+                else:
+                    failed.__traceback__ = None  # it leads back to the call, which is what was raised
+                    future.fail(from_rpc_error(failed, self.address, connected=False))
+
+        call.add_done_callback(done)
+        return future
+
     def close(self) -> None:
-        """Cancels what is in flight and ends the connection. Idempotent."""
+        """Cancels what is in flight, lets go of all references and ends the connection. Idempotent."""
         with self._lock:
+            first = not self._closed
             self._closed = True
             carrier, channel = self._carrier, self._channel
-            self._carrier = self._channel = None
+            self._carrier = None
         if carrier is not None:
             carrier.close()
+        if first:
+            references().discard(self)
+            self.link.close()
+        with self._lock:
+            self._channel = self._stub = None
         if channel is not None:
             channel.close()
 

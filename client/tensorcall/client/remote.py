@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from tensorcall.client.carrier import Carrier, ItemQueue, ItemSink, StreamHandle
+from tensorcall.client import calling
+from tensorcall.client.carrier import ItemQueue, ItemSink, StreamHandle
 from tensorcall.client.connection import CarrierName, Connection
 from tensorcall.client.futures import CallFuture
 from tensorcall.client.options import CallOptions
+from tensorcall.client.rref import RRef
+from tensorcall.client.user_rref import UserRRef
 from tensorcall.v1 import handler_service_pb2 as pb
-from tensorcall.wire import calls
-from tensorcall.wire.calls import Encoded, Target
-from tensorcall.wire.errors import DeadlineExceeded, NotExposed, TooLarge
-from tensorcall.wire.protowire import size
+from tensorcall.wire.calls import Target
+from tensorcall.wire.errors import NotExposed
+from tensorcall.wire.rrefs import RRefId
 
 KINDS = {
     pb.FUNCTION_KIND_FUNCTION: "function",
@@ -64,53 +66,12 @@ def check_name(function: object) -> None:
         raise TypeError(f"pass the name of the function as the server lists it{advice}, not {function!r}")
 
 
-def prepare(
-    connection: Connection, options: CallOptions, name: str, args: Any, kwargs: Any
-) -> tuple[Carrier, Encoded, float | None]:
-    """Encodes a call for whatever carries it.
-
-    Returns:
-        The carrier, the call, and how much of its time is left.
-
-    Raises:
-        TypeError: the name is none.
-        Unencodable, TooLarge: an argument can't be sent.
-        Unreachable: nobody answers.
-        DeadlineExceeded: the timeout is none, or has passed while the connection was opened.
-    """
-    check_name(name)
-    timeout = options.timeout
-    if timeout is not None and timeout <= 0:
-        raise DeadlineExceeded(f"the timeout of {timeout:g} s had passed before the call was sent")
-    if timeout is None or connection.ready:
-        carrier = connection.carrier(timeout)
-    else:
-        end = time.monotonic() + timeout
-        carrier = connection.carrier(timeout)
-        timeout = max(0.0, end - time.monotonic())
-    request = calls.encode_request(
-        Target(function=name),
-        args,
-        kwargs,
-        call_id=options.call_id,
-        pickled=options.pickle,
-        chunk_above=carrier.chunk_above,
-    )
-    request.progress = options.progress
-    length = size(request.parts)
-    if length > carrier.max_message_bytes:
-        raise TooLarge(
-            f"the call has {length:,} bytes in one message, the server takes {carrier.max_message_bytes:,}: "
-            "send large data as tensors, over a session"
-        )
-    return carrier, request, timeout
-
-
 def start_stream(
     connection: Connection, options: CallOptions, name: str, args: Any, kwargs: Any, sink: ItemSink
 ) -> StreamHandle:
     """Calls a generator function."""
-    carrier, request, timeout = prepare(connection, options, name, args, kwargs)
+    check_name(name)
+    carrier, request, timeout = calling.prepare(connection, options, Target(name), args, kwargs)
     return carrier.stream(request, timeout, options.prefetch, sink, pickle=options.pickle)
 
 
@@ -203,8 +164,9 @@ class Remote:
             NetworkError: nobody answers (Unreachable), or the server went away in mid-call (ConnectionLost).
             DeadlineExceeded: no answer within `options(timeout=…)`.
         """
+        check_name(function)
         options = self._options
-        carrier, request, timeout = prepare(self._connection, options, function, args, kwargs)
+        carrier, request, timeout = calling.prepare(self._connection, options, Target(function), args, kwargs)
         return carrier.call(request, timeout, pickle=options.pickle)
 
     def submit(self, function: str, /, *args: Any, **kwargs: Any) -> CallFuture:
@@ -217,9 +179,36 @@ class Remote:
             Unencodable, TooLarge: an argument can't be sent.
             Unreachable: nobody answers (at first use, or after the connection broke).
         """
+        check_name(function)
+        return calling.submit(self._connection, self._options, Target(function), args, kwargs)
+
+    def remote(self, function: str, /, *args: Any, **kwargs: Any) -> RRef:
+        """Calls an exposed function, or makes an instance of an exposed class, and leaves the result on the server.
+
+        Returns as soon as the call is under way. The result lives as long as somebody refers to it: this reference,
+        copies of it that went to other processes, calls that use it. A process that dies, or loses its connection for
+        longer than its lease (60 s unless the server is set otherwise), refers to nothing any more; so does one that
+        closes its connection.
+
+        Returns:
+            A reference. `to_here()` copies the result, `rpc_sync().method(…)` calls its methods, and it may stand
+            anywhere among the arguments of other calls, to any server. What the function raises is raised there.
+
+        Raises:
+            Unencodable, TooLarge, Unreachable: as `submit`.
+        """
+        check_name(function)
         options = self._options
-        carrier, request, timeout = prepare(self._connection, options, function, args, kwargs)
-        return carrier.submit(request, timeout, pickle=options.pickle)
+        fork = calling.create(self._connection, options, Target(function), args, kwargs)
+        return UserRRef(self._connection, fork, options)
+
+    def open_rref(self, rref_id: RRefId) -> Any:
+        """Makes a reference of a name that came some other way, for example from a program in another language.
+
+        Returns at once; whether there is such a value shows with `wait_confirmed()` or the first use. Until then
+        somebody else must hold it: a name alone keeps nothing.
+        """
+        return self._connection.open_rref(rref_id)
 
     def stream(self, function: str, /, *args: Any, **kwargs: Any) -> ResultStream:
         """Calls an exposed generator function and returns an iterator over its items as they come.
@@ -271,6 +260,8 @@ def connect(
     *,
     carrier: CarrierName = "auto",
     connect_timeout: float = 10.0,
+    token: str | None = None,
+    metadata: Iterable[tuple[str, str]] = (),
     **settings: Any,
 ) -> Remote:
     """Connects to a server: lazily, so that this never fails for want of one.
@@ -279,6 +270,8 @@ def connect(
         address: HOST:PORT, or unix:PATH.
         carrier: "session", "call", or "auto", which takes sessions where the server has them.
         connect_timeout: how many seconds to wait for the server's first answer.
+        token: the server's secret, if it has one.
+        metadata: pairs of a key in lower case and a value, sent with every call, for example for a proxy.
         settings: fields of `CallOptions` for all calls; see `Remote.options`.
 
     Returns:
@@ -287,4 +280,18 @@ def connect(
     Raises:
         TypeError, ValueError: the address is none, or a setting can't be.
     """
-    return Remote(Connection(address, carrier, connect_timeout), CallOptions(**settings))
+    connection = Connection(address, carrier, connect_timeout, metadata=with_token(metadata, token))
+    return Remote(connection, CallOptions(**settings))
+
+
+def with_token(metadata: Iterable[tuple[str, str]], token: str | None) -> tuple[tuple[str, str], ...]:
+    """Returns metadata that shows a token.
+
+    Raises:
+        TypeError: the token is none.
+    """
+    if token is None:
+        return tuple(metadata)
+    if not isinstance(token, str):
+        raise TypeError(f"token is a str, not a {type(token).__name__}")
+    return (*metadata, ("authorization", f"Bearer {token}"))

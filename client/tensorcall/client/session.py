@@ -6,9 +6,6 @@ import contextlib
 import copy
 import itertools
 import logging
-import os
-import secrets
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +17,7 @@ from tensorcall.client.carrier import ItemSink, closed_error, deadline_error, fr
 from tensorcall.client.deadlines import deadlines
 from tensorcall.client.futures import CallFuture
 from tensorcall.client.letting_go import made_apart
+from tensorcall.client.payloads import PayloadReader
 from tensorcall.v1 import error_pb2, handler_service_pb2
 from tensorcall.wire import calls, chunks, frames, statuses
 from tensorcall.wire.calls import Encoded, Payload
@@ -30,7 +28,7 @@ from tensorcall.wire.errors import (
 )
 from tensorcall.wire.limits import CHUNK_BYTES, MIB
 from tensorcall.wire.outbox import Outbox
-from tensorcall.wire.rrefs import RRefId
+from tensorcall.wire.rrefs import Handle, RRefId
 from tensorcall.wire.waiting import waiting
 
 _log = logging.getLogger(__name__)
@@ -39,8 +37,6 @@ METHOD = "/tensorcall.v1.HandlerService/Session"
 USER_AGENT = "tensorcall-python"
 # A message of more bytes than this is not kept while nothing else comes.
 _LARGE_BYTES = 4 * MIB
-# Names this process to servers; made anew in a forked child by the pid.
-_CLIENT = f"{socket.gethostname()}-{secrets.token_hex(4)}"
 
 
 class _Waiter:
@@ -88,7 +84,7 @@ class _Waiter:
 class _Pending:
     """A call in flight."""
 
-    __slots__ = ("future", "gathering", "number", "off", "payload", "pickle", "sink")
+    __slots__ = ("future", "gathering", "handles", "number", "off", "payload", "pickle", "sink")
 
     def __init__(self, number: int, pickle: bool, future: CallFuture | _Waiter | None, sink: ItemSink | None) -> None:
         self.number = number
@@ -100,9 +96,8 @@ class _Pending:
         self.payload: Payload | None = None
         # Calls off the deadline.
         self.off: Callable[[], None] | None = None
-
-    def read(self, payload: Payload) -> Any:
-        return payload.object(allow_pickle=self.pickle)
+        # References among the arguments, which must live until the server has forks of its own.
+        self.handles: list[Handle] | None = None
 
     def fail(self, error: BaseException) -> None:
         if self.off is not None:
@@ -116,13 +111,22 @@ class _Pending:
 class SessionCarrier:
     """One open session. When it breaks it fails what was in flight and is of no further use."""
 
-    def __init__(self, channel: grpc.Channel, address: str, timeout: float) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        address: str,
+        timeout: float,
+        reader: PayloadReader,
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         """Opens a session and waits for the server's welcome.
 
         Args:
             channel: the way to the server.
             address: for messages.
             timeout: how many seconds to wait at most.
+            reader: reads results; its link is told who the server is, and its client id names this process there.
+            metadata: sent with the session's request.
 
         Raises:
             NotImplementedByPeer: the server has no sessions.
@@ -132,6 +136,8 @@ class SessionCarrier:
         self._address = address
         self.chunk_above: int | None = CHUNK_BYTES
         self.max_message_bytes = 0
+        self.client_id = ""  # the hello tells
+        self._reader = reader
         self._outbox = Outbox()
         # Re-entrant, and so is the outbox's: a stream that is collected as garbage says so, from wherever that happens.
         self._lock = threading.RLock()
@@ -142,10 +148,10 @@ class SessionCarrier:
         # What the server said is wrong with the session as a whole.
         self._refused: TensorcallError | None = None
         self._welcome = threading.Event()
-        hello = handler_service_pb2.SessionHello(client_id=f"{_CLIENT}-{os.getpid()}", user_agent=USER_AGENT)
+        hello = handler_service_pb2.SessionHello(client_id=reader.link.client_id, user_agent=USER_AGENT)
         self._outbox.put(frames.hello(hello))
         session: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
-        self._call: Any = session(iter(self._outbox.take, None))
+        self._call: Any = session(iter(self._outbox.take, None), metadata=metadata)
         threading.Thread(target=self._receive, name="tensorcall-session", daemon=True).start()
         if not self._welcome.wait(timeout):
             self._break(no_answer(address, timeout))
@@ -192,6 +198,8 @@ class SessionCarrier:
 
     def _begin(self, pending: _Pending, request: Encoded, timeout: float | None, prefetch: int = 0) -> None:
         number = pending.number
+        if request.handles:
+            pending.handles = request.handles
         frame = frames.call(number, request.parts, timeout, stream=prefetch > 0, credit=prefetch)
         following = None
         if request.chunked:
@@ -247,7 +255,13 @@ class SessionCarrier:
 
     def _forget(self, pending: _Pending) -> bool:
         with self._lock:
-            return self._pending.pop(pending.number, None) is not None
+            if self._pending.pop(pending.number, None) is None:
+                return False
+        pending.handles = None
+        if pending.payload is not None:
+            payload, pending.payload = pending.payload, None
+            self._reader.discard(payload)
+        return True
 
     def credit(self, number: int, items: int) -> None:
         """Lets a stream go on."""
@@ -296,6 +310,7 @@ class SessionCarrier:
                 self._take_chunk(frame)
             else:
                 self.max_message_bytes = frame.max_message_size
+                self._reader.link.met(frame.worker, frame.incarnation, frame.address)
                 self._welcome.set()
 
     def _take_reply(self, message: bytes, reply: frames.Reply) -> None:
@@ -305,7 +320,9 @@ class SessionCarrier:
                 # The session itself failed. Calls in flight may still be answered before the server ends it.
                 self._refused = statuses.from_failure(error_pb2.Failure.FromString(message[slice(*reply.body)]))
                 _log.error("the server refused a message of this session: %s", self._refused)
-            return  # or it was cancelled in the meantime
+            else:
+                self._discard(message, reply)
+            return
         try:
             if reply.event == frames.RESULT:
                 self._take_payload(pending, calls.decode_result(message, *reply.body))
@@ -324,6 +341,16 @@ class SessionCarrier:
                     pending.fail(error or InternalError(f"the server sent an event {reply.event} that this side lacks"))
         except Exception as error:
             self._unreadable(pending, error)
+
+    def _discard(self, message: bytes, reply: frames.Reply) -> None:
+        """Lets go of what an answer holds whose call was cancelled in the meantime."""
+        try:
+            if reply.event == frames.RESULT:
+                self._reader.discard(calls.decode_result(message, *reply.body))
+            elif reply.event == frames.ITEM:
+                self._reader.discard(calls.decode_payload(message, *reply.body))
+        except TensorcallError as error:
+            _log.debug("an answer that nobody waits for can't be read: %s", error)
 
     def _take_payload(self, pending: _Pending, payload: Payload | RRefId) -> None:
         if isinstance(payload, Payload):
@@ -349,7 +376,9 @@ class SessionCarrier:
             self._unreadable(pending, error)
 
     def _deliver(self, pending: _Pending, payload: Payload | RRefId) -> None:
-        value = pending.read(payload) if isinstance(payload, Payload) else payload
+        value: Any = payload
+        if isinstance(payload, Payload):
+            value = self._reader.read(payload, pickle=pending.pickle)
         if pending.sink is not None:
             pending.sink.item(value)
         elif self._forget(pending):
@@ -377,6 +406,9 @@ class SessionCarrier:
         self._welcome.set()
         interrupted: BaseException | None = None
         for call in pending:
+            call.handles = None
+            if call.payload is not None:
+                self._reader.discard(call.payload)
             try:
                 # One each: what raises an exception writes its own traceback into it.
                 call.fail(copy.copy(self._broken))

@@ -16,6 +16,7 @@ from tensorcall.client.carrier import ItemSink, closed_error, deadline_error, fr
 from tensorcall.client.futures import CallFuture
 from tensorcall.client.letting_go import made_apart
 from tensorcall.client.options import grpc_timeout
+from tensorcall.client.payloads import PayloadReader
 from tensorcall.v1 import handler_service_pb2 as pb
 from tensorcall.wire import calls, exceptions
 from tensorcall.wire.calls import Encoded, Payload
@@ -32,14 +33,25 @@ _GET_ERROR_SECONDS = 5.0
 class UnaryCarrier:
     """Call and CallStream."""
 
-    def __init__(self, channel: grpc.Channel, address: str) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        address: str,
+        reader: PayloadReader,
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         """Needs nothing from the server yet.
 
         Args:
             channel: the way to the server.
             address: for messages.
+            reader: reads results; its link's client id names this process where values are made.
+            metadata: sent with every request.
         """
         self._channel = channel
+        self._reader = reader
+        self._metadata = metadata
+        self.client_id = reader.link.client_id
         self._address = address
         self._call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_SERVICE + "Call")
         self._call_stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_SERVICE + "CallStream")
@@ -62,7 +74,8 @@ class UnaryCarrier:
         end = _end(timeout)
         error: TensorcallError
         try:
-            return _read(self._invoke(self._call, request, timeout), pickle)
+            # The request's handles live as long as this frame.
+            return self._read(self._invoke(self._call, request, timeout), pickle)
         except grpc.RpcError as raised:
             error = self._error(raised, timeout, end)
         except Exception as raised:
@@ -76,12 +89,14 @@ class UnaryCarrier:
         """Makes a call."""
         end = _end(timeout)
         future = CallFuture(self._channel)
+        handles = request.handles
         call = self._invoke(self._call.future, request, timeout)
         future.on_cancel(call.cancel)
 
         def done(ended: Any) -> None:
             # On gRPC's own thread: what waits for gRPC here would wait for ever.
             with carrying(self._channel):
+                handles.clear()
                 if ended.cancelled():
                     return  # only we cancel it, through the future
                 # What is raised here would hold itself: gRPC's error is the call, which a traceback leads to.
@@ -89,12 +104,7 @@ class UnaryCarrier:
                 if failed is not None:
                     self._fetch_whole(self._error(failed, timeout, end), future.fail)
                     return
-                try:
-                    result = _read(ended.result(), pickle)
-                except Exception as error:
-                    future.fail(unreadable(error))
-                else:
-                    future.resolve(result)
+                self._read_into(future, ended.result(), pickle)
 
         call.add_done_callback(done)
         return future
@@ -106,13 +116,14 @@ class UnaryCarrier:
         end = _end(timeout)
         call = self._invoke(self._call_stream, request, timeout)
         stream = _UnaryStream(call, prefetch)
+        handles = request.handles
 
         def read() -> None:
             error: BaseException | None = None
             try:
                 for response in call:
                     stream.await_credit()
-                    sink.item(_read(response, pickle))
+                    sink.item(self._read(response, pickle))
                     # The next one may take long to come.
                     del response
             except grpc.RpcError as raised:
@@ -121,6 +132,7 @@ class UnaryCarrier:
             except Exception as raised:
                 call.cancel()
                 error = unreadable(raised)
+            handles.clear()
             sink.end(error)
 
         threading.Thread(target=read, name="tensorcall-stream", daemon=True).start()
@@ -128,12 +140,42 @@ class UnaryCarrier:
 
     def _invoke(self, method: Callable[..., Any], request: Encoded, timeout: float | None) -> Any:
         try:
-            return method(request.bytes, timeout=grpc_timeout(timeout))
+            return method(request.bytes, timeout=grpc_timeout(timeout), metadata=self._metadata)
         except ValueError:
             if not self._closed:
                 raise
             # The channel was closed between the caller's look at it and this.
             raise closed_error() from None
+
+    def _read(self, response: bytes, pickle: bool) -> Any:
+        outcome = calls.decode_result(response)
+        if not isinstance(outcome, Payload):
+            return outcome
+        if outcome.hold and not self._reader.link.met_owner:
+            # Else it would not be known which of the references are the server's.
+            self._reader.link.lease()
+        return self._reader.read(outcome, pickle=pickle)
+
+    def _read_into(self, future: CallFuture, response: bytes, pickle: bool) -> None:
+        """Does the same without waiting."""
+        try:
+            outcome: Any = calls.decode_result(response)
+        except Exception as error:
+            future.fail(unreadable(error))
+            return
+
+        def read() -> None:
+            try:
+                result = self._reader.read(outcome, pickle=pickle) if isinstance(outcome, Payload) else outcome
+            except Exception as error:
+                future.fail(unreadable(error))
+            else:
+                future.resolve(result)
+
+        if isinstance(outcome, Payload) and outcome.hold:
+            self._reader.link.when_known(read)
+        else:
+            read()
 
     def close(self) -> None:
         """Has calls that end from here on raise Cancelled. The channel, which is closed next, ends them."""
@@ -153,7 +195,8 @@ class UnaryCarrier:
         if error_id is None:
             return error
         try:
-            response = self._get_error(pb.GetErrorRequest(error_id=error_id), timeout=_GET_ERROR_SECONDS)
+            request = pb.GetErrorRequest(error_id=error_id)
+            response = self._get_error(request, timeout=_GET_ERROR_SECONDS, metadata=self._metadata)
         except grpc.RpcError:
             return error
         return made_apart(lambda: exceptions.from_tree(response.exception))
@@ -177,7 +220,8 @@ class UnaryCarrier:
                 done(whole)
 
         try:
-            asked = self._get_error.future(pb.GetErrorRequest(error_id=error_id), timeout=_GET_ERROR_SECONDS)
+            request = pb.GetErrorRequest(error_id=error_id)
+            asked = self._get_error.future(request, timeout=_GET_ERROR_SECONDS, metadata=self._metadata)
         except ValueError:  # the channel was closed
             done(error)
         else:
@@ -192,11 +236,6 @@ def _missing(error: TensorcallError) -> str | None:
     """Returns the id under which the rest of an error may be had; None if there is no rest."""
     tree = error.tree if isinstance(error, RemoteError) else None
     return tree.error_id if tree is not None and tree.truncated and tree.error_id else None
-
-
-def _read(response: bytes, pickle: bool) -> Any:
-    outcome = calls.decode_result(response)
-    return outcome.object(allow_pickle=pickle) if isinstance(outcome, Payload) else outcome
 
 
 class _UnaryStream:
