@@ -54,7 +54,7 @@ _METHOD_RREF, _METHOD_NAME = tag(1), tag(2)
 
 @dataclass(slots=True)
 class Target:
-    """What a call runs: an exposed function, an owned value's method, a pickled callable, or nothing but fetch a value."""
+    """What a call runs: an exposed function, an owned value's method, a pickled callable, or nothing: it fetches."""
 
     function: str = ""
     method: tuple[rrefs.RRefId, str] | None = None

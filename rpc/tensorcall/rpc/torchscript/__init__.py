@@ -1,0 +1,1 @@
+"""tensorcall.rpc in TorchScript: what docs/torchscript.md tells."""

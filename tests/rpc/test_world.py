@@ -1,0 +1,164 @@
+"""How workers find each other through a store, and where they listen."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from support import ranks
+
+from tensorcall import rpc
+from tensorcall.rpc import addresses
+from tensorcall.rpc.world import GrowingWorld, Member, StaticWorld, interruptible
+from tensorcall.rpc.world_secret import SECRET
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Opens one store, as each worker does."""
+    monkeypatch.delenv(SECRET, raising=False)
+    return lambda: dist.PrefixStore("p", dist.FileStore(str(tmp_path / "store")))  # type: ignore[attr-defined]
+
+
+def member(name: str, id: int) -> Member:
+    return Member(name, id, f"127.0.0.1:{id + 1}", id + 100)
+
+
+def static(store: Any, name: str, rank: int, size: int, timeout: float = 20) -> StaticWorld:
+    world = StaticWorld(store, rank, size, timeout)
+    world.join(member(name, rank))
+    return world
+
+
+def test_all_meet(store: Callable[[], Any]) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        worlds = list(threads.map(lambda rank: static(store(), f"w{rank}", rank, 3), range(3)))
+    assert len({world.secret for world in worlds}) == 1
+    assert len(worlds[0].secret) > 40
+    for world in worlds:
+        assert world.is_static
+        assert world.members() == [member(f"w{rank}", rank) for rank in range(3)]
+        assert (world.find("w1"), world.find(2), world.find("x"), world.find(9)) == (
+            member("w1", 1),
+            member("w2", 2),
+            None,
+            None,
+        )
+
+
+def test_all_are_told_of_a_name_that_two_have(store: Callable[[], Any]) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        joining = [threads.submit(static, store(), f"w{rank % 2}", rank, 3) for rank in range(3)]
+        for each in joining:
+            with pytest.raises(RuntimeError, match=r"name w0 is not unique\. Workers 0 and 2 cannot share"):
+                each.result()
+
+
+def test_who_is_missing_is_named(store: Callable[[], Any]) -> None:
+    with pytest.raises(RuntimeError, match=r"not all workers came within 0\.3 s; waiting for rank 0, 2"):
+        static(store(), "w1", 1, 3, timeout=0.3)
+    with pytest.raises(RuntimeError, match="rank 3 is not in a world of 3"):
+        StaticWorld(store(), 3, 3, 1)
+
+
+def test_they_come_and_go(store: Callable[[], Any]) -> None:
+    first, second = GrowingWorld(store(), 0), GrowingWorld(store(), 5)
+    assert first.secret == second.secret
+    first.join(member("a", 0))
+    assert second.find("a") == member("a", 0)
+    second.join(member("b", 5))
+    assert first.find("b") == first.find(5) == member("b", 5)
+    third = GrowingWorld(store(), 7)
+    with pytest.raises(RuntimeError, match="name b is not unique"):
+        third.join(member("b", 7))
+    with pytest.raises(RuntimeError, match="cannot share the same id"):
+        third.join(member("c", 5))
+    second.leave()
+    second.leave()
+    assert [each.name for each in first.members()] == ["a"]
+    third.join(member("b", 7))
+    assert first.find("b") == member("b", 7)
+
+
+def test_two_kinds_do_not_mix(store: Callable[[], Any]) -> None:
+    GrowingWorld(store(), 0)
+    with pytest.raises(RuntimeError, match="RPC group mixes statically and dynamically initialized members"):
+        StaticWorld(store(), 1, 2, 1)
+
+
+def test_a_secret_of_the_environment_goes_first(store: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET, "given")
+    assert StaticWorld(store(), 0, 1, 1).secret == "given"
+
+
+def options(init_method: str = "file:///x", bind: str | None = None, advertise: str | None = None) -> Any:
+    return SimpleNamespace(init_method=init_method, bind=bind, advertise=advertise)
+
+
+@pytest.mark.parametrize(
+    ("given", "bind", "advertise"),
+    [
+        (options(), "127.0.0.1:0", "127.0.0.1:7"),
+        (options("tcp://127.0.0.1:1234"), "127.0.0.1:0", "127.0.0.1:7"),
+        (options(bind="10.0.0.1"), "10.0.0.1:0", "10.0.0.1:7"),
+        (options(bind="10.0.0.1:7"), "10.0.0.1:7", "10.0.0.1:7"),
+        (options(bind="0.0.0.0"), "0.0.0.0:0", "127.0.0.1:7"),
+        (options(bind="::1"), "[::1]:0", "[::1]:7"),
+        (options(bind="0.0.0.0:7", advertise="node3"), "0.0.0.0:7", "node3:7"),
+        (options(bind="0.0.0.0:7", advertise="node3:30007"), "0.0.0.0:7", "node3:30007"),
+    ],
+)
+def test_addresses(given: Any, bind: str, advertise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(addresses.BIND, raising=False)
+    monkeypatch.delenv(addresses.ADVERTISE, raising=False)
+    assert addresses.to_bind(given) == bind
+    bound = f"{bind.rpartition(':')[0]}:7"
+    assert addresses.to_advertise(given, bound) == advertise
+
+
+def test_addresses_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(addresses.BIND, "0.0.0.0:7000")
+    monkeypatch.setenv(addresses.ADVERTISE, "node1:80")
+    assert addresses.to_bind(options()) == "0.0.0.0:7000"
+    assert addresses.to_advertise(options(), "0.0.0.0:7000") == "node1:80"
+    assert addresses.to_bind(options(bind="127.0.0.1")) == "127.0.0.1:0"
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.delenv(addresses.BIND)
+    assert addresses.to_bind(options("env://")) in ("127.0.0.1:0", "[::1]:0")
+    for wrong in ("a b", "x:y:z", "node:99999"):
+        with pytest.raises(ValueError, match=r"no address|ports end"):
+            addresses.to_bind(options(bind=wrong))
+
+
+def test_waiting_gives_what_it_waits_for() -> None:
+    assert interruptible(lambda: threading.current_thread().name) == "tensorcall-rendezvous"
+    with pytest.raises(KeyError, match="x"):
+        interruptible(lambda: {}["x"])
+
+
+def scenario_again(rank: int) -> None:
+    where = rpc._get_current_rpc_agent().me.address
+    rpc.shutdown()
+    again = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{sys.argv[4]}2", bind="0.0.0.0", advertise="localhost")
+    rpc.init_rpc(f"again{rank}", rank=rank, world_size=2, rpc_backend_options=again)
+    assert rpc._get_current_rpc_agent().me.address != where
+    assert rpc._get_current_rpc_agent().me.address.startswith("localhost:")
+    assert rpc.rpc_sync(f"again{1 - rank}", min, args=(2, 1)) == 1
+    with pytest.raises(RuntimeError, match="RPC is already initialized"):
+        rpc._init_rpc_backend(rpc.BackendType["TENSORPIPE"], rpc._get_current_rpc_agent().store, "x", rank, 2, again)
+
+
+def test_init_rpc_again_elsewhere(tmp_path: Path) -> None:
+    ranks.run(__file__, "scenario_again", tmp_path)
+
+
+if __name__ == "__main__":
+    ranks.main(globals())
