@@ -185,7 +185,7 @@ def test_references_at_any_depth(remote: Remote) -> None:
     assert back["a"][0].rpc_sync().get() == 1
     assert back["b"][0].rpc_sync().get() == 2
     assert back["b"][1]["c"].rref_id() == rrefs[3].rref_id()
-    eventually(lambda: back["a"][0].confirmed_by_owner(), "that the fork is confirmed")
+    back["a"][0].wait_confirmed(30)
     del rrefs
     gc.collect()
     assert back["b"][1]["c"].rpc_sync().get() == 3

@@ -186,7 +186,7 @@ class Link:
             self.grant().add_done_callback(lambda _: callback())
 
     def doubt(self) -> None:
-        """Tells that the owner did not have what is held there: before the next name it is asked whether it still is."""
+        """Tells that the owner lacks what is held there: before the next name it is asked whether the lease holds."""
         with self._lock:
             lease = self._lease
             if lease is None or self._closed:
@@ -234,8 +234,10 @@ class Link:
         with self._lock:
             if self._call_off is not None or self._closed:
                 return
-            seconds = self._lease.seconds if self._lease else 0.0
-            following = max(seconds / 3, at_least)
+            lease = self._lease
+            # A third of its time after it was asked for, not after the answer.
+            due = lease.sure_until - lease.seconds * 2 / 3 - self._clock() if lease else 0.0
+            following = max(due, at_least, 0.0)
             self._call_off = self._surroundings.after(following, lambda: self._surroundings.post(self, self._tick))
         self._surroundings.start()
 
@@ -319,6 +321,9 @@ class Link:
         with self._lock:
             if self._closed:
                 raise closed_error()
+            if not (self._forks or self._holding or self.has_lease):
+                # It may lapse before this arrives, which gets another one then: that is no loss.
+                self._lease = None
             self._last_number += 1
             fork = Fork(self, self._last_number, rref_id)
             self._forks[fork.number] = fork

@@ -1,0 +1,1 @@
+"""References under force: random forks, losses, repetitions, delays and deaths."""
