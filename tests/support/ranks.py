@@ -7,6 +7,7 @@ elsewhere is named as `__main__.…` on all of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -32,7 +33,10 @@ def run(
         with log.open("w") as out:
             workers.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env))
     try:
-        ended = [worker.wait(timeout) for worker in workers]
+        for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(timeout)
+        ended = [worker.poll() for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
@@ -46,9 +50,14 @@ def run(
 def main(names: dict[str, Any]) -> None:
     """Runs one rank."""
     scenario, rank, size, store = sys.argv[1:]
+    import faulthandler
+
     import torch
 
     from tensorcall import rpc
+
+    # Tells where it hangs, before whoever started it gives up.
+    faulthandler.dump_traceback_later(50)
 
     torch.set_num_threads(1)
     prepare = names.get("prepare")

@@ -372,11 +372,3 @@ class Outgoing:
 
 def _nothing() -> None:
     pass
-
-
-def _succeed(settled: Callable[[Any, BaseException | None], None], result: Any) -> None:
-    settled(result, None)
-
-
-def _fail(settled: Callable[[Any, BaseException | None], None], error: BaseException) -> None:
-    settled(None, error)

@@ -365,6 +365,8 @@ class Session:
                 core.end_awaiting()
                 for call_off in call_offs:
                     call_off()
+                # It leads back here: the value would stay until the garbage collector runs.
+                call_offs.clear()
                 core.pool.submit_always(self._resolve, entry, call)
 
         # The order matters: the value may be there, and the call be cancelled, at any time from here on.
@@ -373,6 +375,8 @@ class Session:
             call_offs.append(deadlines.after(remaining, go_on))
         call.context.on_cancel(go_on)
         call_offs.append(call.awaits.on_done(go_on))
+        if once.locked():
+            call_offs.clear()
 
     def _resolve(self, entry: _Entry, call: Call) -> None:
         """Runs a call on this thread of the pool, now that it can be known what it runs."""
