@@ -355,7 +355,10 @@ class SessionHello(message.Message):
     CLIENT_ID_FIELD_NUMBER: builtins.int
     USER_AGENT_FIELD_NUMBER: builtins.int
     client_id: builtins.str
-    """Names the client process, for logs, limits and leases; made up by the client, the same on all of its sessions."""
+    """Names the client, for logs, limits and leases: made up by it, hard to guess, and the same on all sessions that it
+    has with this server. A process that talks to several servers has one for each: whoever knows it may release what
+    it holds.
+    """
     user_agent: builtins.str
     """The client library and its version, for logs."""
     def __init__(

@@ -233,7 +233,9 @@ class GrantLeaseRequest(message.Message):
 
     CLIENT_ID_FIELD_NUMBER: builtins.int
     client_id: builtins.str
-    """The client process: made up by it, unique and hard to guess, at most 128 bytes."""
+    """The client process: made up by it, unique and hard to guess, at most 128 bytes; another one for each server, since
+    whoever knows it may release what it holds.
+    """
     def __init__(
         self,
         *,
