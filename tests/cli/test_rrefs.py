@@ -9,6 +9,8 @@ from typing import Any
 
 from support.rref_client import RRefClient
 
+from tensorcall.v1 import rref_service_pb2 as pb
+
 
 def test_a_server_that_keeps_nothing(command: Any, serve: Any) -> None:
     server = serve("served")
@@ -43,6 +45,22 @@ def test_what_a_server_keeps(command: Any, serve: Any) -> None:
         ran = command("rrefs", server.address, "--limit", 1)
         assert len(ran.stdout.splitlines()) == 2
         assert ran.stderr == "1 more: --limit 2\n"
+
+
+def test_what_clients_call_themselves_does_not_command_the_terminal(serve: Any) -> None:
+    from click.testing import CliRunner
+
+    from tensorcall.cli.rrefs import rrefs
+
+    server = serve("served")
+    with RRefClient(server.address) as client:
+        counter = client.remote("served.Counter")
+        client.ask("Fork", pb.ForkRequest(rref=counter, client_id="\x1b]0;x\x07 [bold]\n"))
+        ran = CliRunner().invoke(rrefs, [server.address], color=True)
+        assert ran.exit_code == 0
+        assert "\ufffd]0;x\ufffd [bold]\ufffd" in ran.stdout
+        assert "\x07" not in ran.stdout
+        assert "\x1b]" not in ran.stdout
 
 
 def test_nobody_there(command: Any, nobody: str) -> None:

@@ -110,6 +110,14 @@ def scenario_futures(rank: int) -> None:
     assert chained.wait() == 7
     assert future.wait() == 1
     assert torch.futures.wait_all([future, chained]) == [1, 7]
+    # Who waits does not wait for the callbacks: they may wait for who waits.
+    go_on = threading.Event()
+    waited = rpc.rpc_async(other, slow, args=(0.1,))
+    waited.add_done_callback(lambda _: go_on.wait(10))
+    began = time.monotonic()
+    waited.wait()
+    assert time.monotonic() - began < 5
+    go_on.set()
     broken = rpc.rpc_async(other, fail, args=("key",))
     following = broken.then(lambda done: done.wait())
     with pytest.raises(RuntimeError, match="Got the following error when running the callback: KeyError"):

@@ -133,6 +133,7 @@ def scenario_ctrl_c(rank: int) -> None:
         rref = rpc.remote(to, hang)
         interrupted_after(0.2, rref.to_here)
         interrupted_after(0.2, rref._get_type)
+        interrupted_after(0.2, lambda rref=rref: rref.rpc_async().__bool__().wait())
     # What went on meanwhile is not hurt.
     assert rpc.rpc_sync("worker1", min, args=(2, 1)) == 1
 

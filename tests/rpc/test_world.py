@@ -68,6 +68,13 @@ def test_who_is_missing_is_named(store: Callable[[], Any]) -> None:
         StaticWorld(store(), 3, 3, 1)
 
 
+def test_waiting_for_others_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    tcp = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="waiting for rank 1"):
+        static(tcp, "w0", 0, 2, timeout=1.2)
+    assert capfd.readouterr().err == ""
+
+
 def test_they_come_and_go(store: Callable[[], Any]) -> None:
     first, second = GrowingWorld(store(), 0), GrowingWorld(store(), 5)
     assert first.secret == second.secret
@@ -148,12 +155,19 @@ def scenario_again(rank: int) -> None:
     where = rpc._get_current_rpc_agent().me.address
     rpc.shutdown()
     again = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{sys.argv[4]}2", bind="0.0.0.0", advertise="localhost")
-    rpc.init_rpc(f"again{rank}", rank=rank, world_size=2, rpc_backend_options=again)
+    # With another rank, which torch's distributed autograd does not take.
+    rpc.init_rpc(f"again{rank}", rank=1 - rank, world_size=2, rpc_backend_options=again)
     assert rpc._get_current_rpc_agent().me.address != where
     assert rpc._get_current_rpc_agent().me.address.startswith("localhost:")
     assert rpc.rpc_sync(f"again{1 - rank}", min, args=(2, 1)) == 1
     with pytest.raises(RuntimeError, match="RPC is already initialized"):
         rpc._init_rpc_backend(rpc.BackendType["TENSORPIPE"], rpc._get_current_rpc_agent().store, "x", rank, 2, again)
+
+
+    # Whom it would meet there is not waited for.
+    nowhere = rpc.TensorPipeRpcBackendOptions(init_method="tcp://127.0.0.1:1")
+    with pytest.raises(RuntimeError, match="RPC is already initialized"):
+        rpc.init_rpc("x", rank=1, world_size=2, rpc_backend_options=nowhere)
 
 
 def test_init_rpc_again_elsewhere(tmp_path: Path) -> None:

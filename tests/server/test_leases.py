@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 import weakref
 from typing import Any
 
@@ -321,6 +322,26 @@ def test_an_anonymous_call_keeps_its_value_for_the_time_of_a_lease(table: RRefTa
     assert table.expire() is None
     with pytest.raises(RRefExpired):
         table.get(name)
+
+
+def test_anonymous_calls_keep_so_many_bytes_together(table: RRefTable) -> None:
+    table.promise("", 0, "f").set_value(b"x" * 60)
+    with pytest.raises(TooLarge, match="that it may hold"):
+        table.promise("", 0, "f").set_value(b"x" * 60)
+    table.promise("a", 1, "f").set_value(b"x" * 60)
+
+
+def test_the_list_takes_no_longer_for_anonymous_holds(clock: Clock) -> None:
+    table = RRefTable("w", 7, clock=clock)
+    for i in range(20_000):
+        table.promise("", 0, "f").set_value(i)
+    clock.now += 1
+    began = time.process_time()
+    infos, total = table.infos(20_000)
+    # It was several seconds when each looked at all.
+    assert time.process_time() - began < 2
+    assert (len(infos), total) == (20_000, 20_000)
+    assert infos[0].holders[0].remaining == LEASE - 1
 
 
 def test_a_client_holds_so_many(table: RRefTable) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
+from support.rref_client import RRefClient
 from support.servers import eventually
 
 from tensorcall.client import connect
@@ -20,10 +23,14 @@ from tensorcall.server.handler import Handler
 from tensorcall.server.opening import check_address
 from tensorcall.server.owned import Owned
 from tensorcall.server.owner_rref import OwnerRRef
+from tensorcall.server.pool import Pool
 from tensorcall.server.raised import UdfRaised
 from tensorcall.server.rref_hooks import HOOKS, install
 from tensorcall.server.rrefs import RRefTable
 from tensorcall.server.sizes import size_of
+from tensorcall.server.sweeper import Sweeper
+from tensorcall.v1 import handler_service_pb2 as handler_pb
+from tensorcall.v1.rref_pb2 import RRefId as RRefName
 from tensorcall.wire.errors import DeadlineExceeded, NotAllowed, OwnerRestarted, RRefUnknown, TooLarge
 from tensorcall.wire.rrefs import RRefId
 
@@ -365,6 +372,86 @@ def test_leases_end_in_time_and_no_thread_waits_for_them() -> None:
     with Server([thread_name], config=ServerConfig(bind="127.0.0.1:0", lease_seconds=0.5)) as server:
         for _ in range(2):
             live_and_die(server.core.rrefs)
+
+
+def test_what_goes_wrong_at_one_lapse_does_not_keep_the_next() -> None:
+    calls: list[int] = []
+    failing = threading.Event()
+
+    def expire() -> float | None:
+        calls.append(1)
+        if len(calls) == 1:
+            failing.set()
+            raise RuntimeError("the end of a value failed")
+        return None
+
+    sweeper = Sweeper(expire, Pool(1, 1, 0), 0.05)
+    sweeper.arm()
+    assert failing.wait(30)
+    eventually(lambda: len(calls) == 2)
+    sweeper.close()
+
+
+# --- answers that hold references ---
+
+
+def refer_and_fail() -> Iterator[Any]:
+    yield current_call().own(Thing(1))
+    yield object()
+
+
+def refer_at_last(seconds: float) -> Any:
+    time.sleep(seconds)
+    return current_call().own(Thing(1))
+
+
+def test_an_item_is_held_though_the_next_one_can_not_be_sent() -> None:
+    with Server([refer_and_fail], config=ServerConfig(bind="127.0.0.1:0")) as server, RRefClient(server.address) as c:
+        items = c.handler.CallStream(c.request("test_rrefs.refer_and_fail"), timeout=30)
+        name = next(items).item.value.rref
+        with pytest.raises(grpc.RpcError):
+            next(items)
+        gc.collect()
+        c.fork(name)
+        assert server.core.rrefs.counts()["holds"] == 1
+
+
+def test_an_answer_that_comes_after_its_session_has_ended_holds_nothing() -> None:
+    config = ServerConfig(bind="127.0.0.1:0")
+    with Server([refer_at_last], config=config) as server, RRefClient(server.address) as c:
+        requests: queue.SimpleQueue[handler_pb.SessionRequest | None] = queue.SimpleQueue()
+        session = c.handler.Session(iter(requests.get, None), timeout=30)
+        call = handler_pb.SessionCall(id=1, request=c.request("test_rrefs.refer_at_last", 0.5))
+        requests.put(handler_pb.SessionRequest(hello=handler_pb.SessionHello(client_id=c.id), calls=[call]))
+        assert next(session).HasField("welcome")
+        eventually(lambda: server.core.active == 1)
+        session.cancel()
+        requests.put(None)
+        eventually(lambda: server.core.active == 0)
+        counts = server.core.rrefs.counts()
+        assert (counts["holds"], counts["leases"]) == (0, 1)
+
+
+def test_who_waits_for_values_leaves_threads_to_those_who_make_them() -> None:
+    config = ServerConfig(bind="127.0.0.1:0", threads=2, max_threads=4)
+    with Server([thread_name], config=config) as server, RRefClient(server.address) as c:
+        name = RRefName(
+            owner=c.lease.worker, incarnation=c.lease.incarnation, sequence=c.lease.first_sequence + c.next_number()
+        )
+        waiting = [c.start(name) for _ in range(8)]
+        eventually(lambda: sum(call.done() for call in waiting) == 6)
+        for call in waiting:
+            if call.done():
+                assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED or call.code() is grpc.StatusCode.UNAVAILABLE
+        c.call("test_rrefs.thread_name", number=1, want=handler_pb.RESULT_FORM_RREF)
+        eventually(lambda: sum(call.done() and call.code() is grpc.StatusCode.OK for call in waiting) == 2)
+
+
+def test_so_many_are_released_at_once() -> None:
+    with Server([thread_name], config=ServerConfig(bind="127.0.0.1:0")) as server, RRefClient(server.address) as c:
+        with pytest.raises(TooLarge, match="send several"):
+            c.release(numbers=range(1, 60_000), holds=range(1, 60_000))
+        c.release(numbers=range(1, 100_001))
 
 
 # --- pickled callables ---

@@ -7,14 +7,17 @@ elsewhere is named as `__main__.…` on all of them.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
-_TESTS = Path(__file__).parents[1]
+from support.foundry import Foundry
+
+
+@functools.cache
+def _foundry() -> Foundry:
+    return Foundry()
 
 
 def run(
@@ -25,22 +28,8 @@ def run(
     Returns:
         What each rank wrote.
     """
-    env = {**os.environ, "PYTHONPATH": str(_TESTS), "OMP_NUM_THREADS": "1"}
     logs = [tmp_path / f"rank{rank}.log" for rank in range(size)]
-    workers = []
-    for rank, log in enumerate(logs):
-        command = [sys.executable, "-W", "ignore", file, scenario, str(rank), str(size), str(tmp_path / "store")]
-        with log.open("w") as out:
-            workers.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env))
-    try:
-        for worker in workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(timeout)
-        ended = [worker.poll() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+    ended = _foundry().run([file, scenario, "{rank}", str(size), str(tmp_path / "store")], logs, timeout)
     written = [log.read_text() for log in logs]
     expected = codes or [0] * size
     assert ended == expected, "\n".join(f"--- rank {rank}\n{text}" for rank, text in enumerate(written))

@@ -100,6 +100,10 @@ def _print_table(infos: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    def _text(told: str) -> Text:
+        # Clients name themselves: what they write must not command the operator's terminal.
+        return Text("".join(each if each.isprintable() else "\ufffd" for each in told))
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("ID", "TYPE", "SIZE", "AGE", "HOLDERS", "MADE BY"):
         right = title in ("SIZE", "AGE")
@@ -113,7 +117,7 @@ def _print_table(infos: Any) -> None:
             _holders(info.holders),
             info.made_by,
         )
-        table.add_row(Text(f"{info.rref.sequence:x}", "cyan"), *map(Text, cells))
+        table.add_row(Text(f"{info.rref.sequence:x}", "cyan"), *map(_text, cells))
     width = None if sys.stdout.isatty() else 10_000
     console = Console(width=width)
     with console.capture() as captured:

@@ -7,6 +7,7 @@ rpc.shutdown()
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import numbers
 import threading
@@ -150,14 +151,23 @@ def init_rpc(
         raise TypeError("Argument backend must be a member of BackendType")
     if rpc_backend_options is not None and not isinstance(rpc_backend_options, RpcBackendOptions):
         raise TypeError("Argument rpc_backend_options must be an instance of RpcBackendOptions")
+    _check_no_worker()
     if backend is None:
         backend = _infer_backend(rpc_backend_options)
     if rpc_backend_options is None:
         rpc_backend_options = backend_registry.construct_rpc_backend_options(backend)
     store = _meet(rpc_backend_options, rank, world_size)
-    dist_autograd._init(max(0, rank))  # type: ignore[attr-defined]
+    # It takes one rank a process and no other; nothing here needs it but its debug info.
+    with contextlib.suppress(RuntimeError):
+        dist_autograd._init(max(0, rank))  # type: ignore[attr-defined]
     _set_profiler_node_id(max(0, rank))
     _init_rpc_backend(backend, store, name, rank, world_size, rpc_backend_options)
+
+
+def _check_no_worker() -> None:
+    # Before anybody is met: those who are counted on would wait in vain, and the next world's keys would differ.
+    if _is_current_rpc_agent_set():
+        raise RuntimeError("RPC is already initialized")
 
 
 def _infer_backend(given: Any) -> Any:
@@ -222,8 +232,7 @@ def _init_rpc_backend(
 ) -> None:
     """Does what `init_rpc` does once the others were met."""
     _validate_rpc_args(backend, store, name, rank, world_size, rpc_backend_options)
-    if _is_current_rpc_agent_set():
-        raise RuntimeError("RPC is already initialized")
+    _check_no_worker()
     agent = backend_registry.init_backend(
         backend,
         store=store,

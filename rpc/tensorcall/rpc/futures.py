@@ -23,8 +23,10 @@ class RpcFuture(Future[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._done_lock = threading.Lock()
-        self._done_lock.acquire()
+        self._done_lock = lock = threading.Lock()
+        lock.acquire()
+        # The first of the callbacks: who waits does not wait for the others to end. It does not hold this future.
+        super().add_done_callback(lambda _: lock.release())
         # Guards against two ends of one call; torch would raise.
         self._settled = threading.Lock()
         self._error: BaseException | None = None
@@ -89,10 +91,7 @@ class RpcFuture(Future[Any]):
         return True
 
     def _end(self, result: Any) -> None:
-        try:
-            super().set_result(result)
-        finally:
-            self._done_lock.release()
+        super().set_result(result)
 
     def _end_with(self, error: BaseException) -> None:
         self._error = error

@@ -11,6 +11,7 @@ from torch.futures import Future
 
 from tensorcall.rpc import functions
 from tensorcall.rpc.constants import UNSET_RPC_TIMEOUT
+from tensorcall.rpc.futures import RpcFuture
 
 
 class RRefProxy:
@@ -53,13 +54,13 @@ def _invoke_rpc(
     known = rref._get_type(timeout=timeout, blocking=False)
     if rpc_api is not api.rpc_async:
         return call(known.wait())
-    result: Future[Any] = Future()
+    result = RpcFuture()
 
     def when_known(future: Future[type]) -> None:
         try:
             call(future.value()).add_done_callback(functools.partial(_pass_on, to=result))
         except BaseException as error:
-            result.set_exception(error)
+            result.fail(error)
 
     known.add_done_callback(when_known)
     return result
@@ -72,8 +73,8 @@ def _answers_later(rref_type: type, func_name: str) -> bool:
     return functions.is_async(getattr(rref_type, func_name))
 
 
-def _pass_on(future: Future[Any], to: Future[Any]) -> None:
+def _pass_on(future: Future[Any], to: RpcFuture) -> None:
     try:
-        to.set_result(future.value())
+        to.resolve(future.value())
     except BaseException as error:
-        to.set_exception(error)
+        to.fail(error)

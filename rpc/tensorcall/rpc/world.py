@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tensorcall.rpc import world_secret
@@ -241,17 +240,15 @@ def _agree(store: Any, key: str, mine: str) -> None:
 
 def _wait(store: Any, key: str, seconds: float) -> bool:
     """Waits for a key; False if it isn't there in time."""
-    if store.check([key]):
-        return True
-    if seconds <= 0:
-        return False
-    try:
-        store.wait([key], timedelta(milliseconds=max(1, int(seconds * 1e3))))
-    except RuntimeError as error:
-        # All of a store's errors are RuntimeErrors; those of time say so.
-        if "imeout" in str(error) or "timed out" in str(error):
+    # By looking, not by store.wait: that prints a warning each time it waits in vain, and hears no Ctrl-C.
+    end = time.monotonic() + seconds
+    pause = 0.005
+    while not store.check([key]):
+        left = end - time.monotonic()
+        if left <= 0:
             return False
-        raise
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, 0.2)
     return True
 
 

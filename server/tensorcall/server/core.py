@@ -162,6 +162,7 @@ class Core:
         self._active = 0
         self._gathering_bytes = 0
         self._awaiting = 0
+        self._held_up = 0
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._call_ids: OrderedDict[str, None] = OrderedDict()
@@ -322,6 +323,15 @@ class Core:
         """The same, waiting for the value on this thread."""
         owned = call.awaits
         if owned is not None:
+            with self._lock:
+                # Some threads must be left for those that make what the others wait for.
+                if self._held_up >= max(1, self.config.max_threads // 2):
+                    raise Overloaded(
+                        f"{self._held_up:,} calls hold a thread each while they wait for values; nothing was run. On a "
+                        "session, and by RRefService.Fetch, they hold none",
+                        retry_after=RETRY_AFTER_SECONDS,
+                    )
+                self._held_up += 1
             over = threading.Event()
             call_off = owned.on_done(lambda _: over.set())
             call.context.on_cancel(over.set)
@@ -330,6 +340,8 @@ class Core:
                     over.wait(call.context.time_remaining())
             finally:
                 call_off()
+                with self._lock:
+                    self._held_up -= 1
             call.context.check()
         self.resolve(call)
 
@@ -684,6 +696,8 @@ class Core:
         return calls.encode_rref(made.rref_id)
 
     def _encode(self, call: Call, result: object, chunk_above: int | None) -> Encoded:
+        # That of an item before stays, whatever becomes of this one.
+        call.held = 0
         # Who sent pickle takes pickle.
         pickled = call.request.arguments_pickle is not None
         try:

@@ -18,6 +18,7 @@ from tensorcall.server.rrefs import Info
 from tensorcall.v1 import rref_pb2
 from tensorcall.v1 import rref_service_pb2 as pb
 from tensorcall.wire.calls import WANT_VALUE, Request, Target
+from tensorcall.wire.errors import TooLarge
 from tensorcall.wire.protowire import nested, tag
 from tensorcall.wire.rrefs import RRefId
 
@@ -26,6 +27,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RRefService"].full_name
 _VALUE = tag(1)  # of FetchResponse
 _THREADS = 64
 _DEFAULT_LIMIT, _MAX_LIMIT = 1000, 100_000
+_MAX_RELEASED = 100_000
 # Of a client's id so many characters are told to others: who knows all of it may let go of what the client holds.
 _SHOWN = 16
 
@@ -141,7 +143,10 @@ class RRefServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         if not context.add_callback(gone):
             return
         call_offs.append(owned.on_done(done))
-        if owned.done:
+        if once.locked():
+            # The caller may have gone before the value was told to call back.
+            for call_off in call_offs:
+                call_off()
             call_offs.clear()
 
     # --- what is done at once ---
@@ -153,6 +158,10 @@ class RRefServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
 
     def release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
         """RRefService.Release."""
+        count = len(request.numbers) + len(request.rrefs) + len(request.holds)
+        if count > _MAX_RELEASED:
+            # All others wait meanwhile.
+            raise TooLarge(f"the request releases {count:,} at once, and may {_MAX_RELEASED:,}: send several")
         self._table.release(
             request.client_id,
             incarnation=request.incarnation,

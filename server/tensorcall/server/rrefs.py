@@ -140,6 +140,7 @@ class RRefTable:
                     raise BadPayload("the call has a number, but no client_id whose it would be")
                 owned = self.pending(made_by)
                 self._keep_anonymously([owned])
+                owned.creator = self._anonymous
                 return owned
             lease = self._grant(client_id)
             if not 0 <= number <= MAX_NUMBER:
@@ -489,15 +490,14 @@ class RRefTable:
             held = [owned for owned in self._values.values() if owned.holders]
             total = len(held)
             held.sort(key=lambda owned: (owned.created, owned.sequence))
+            # For all of them at once: there may be as many holds.
+            self._anonymous.expires = max(self._anonymous_until.values(), default=now)
             return [self._info(owned, now) for owned in held[:limit]], total
 
     def _info(self, owned: Owned, now: float) -> Info:
         holders = []
         for lease, forks in owned.holders.items():
-            until = lease.expires
-            if lease is self._anonymous:
-                until = max(self._anonymous_until.values(), default=now)
-            holders.append(Holder(lease.client_id, forks, max(0.0, until - now)))
+            holders.append(Holder(lease.client_id, forks, max(0.0, lease.expires - now)))
         return Info(owned.rref_id, owned.type_name, owned.nbytes, now - owned.created, owned.made_by, tuple(holders))
 
     def counts(self) -> dict[str, int]:

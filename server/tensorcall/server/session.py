@@ -376,6 +376,9 @@ class Session:
         call.context.on_cancel(go_on)
         call_offs.append(call.awaits.on_done(go_on))
         if once.locked():
+            # It may have been over before the value was told to call back, and must not be kept by it.
+            for call_off in call_offs:
+                call_off()
             call_offs.clear()
 
     def _resolve(self, entry: _Entry, call: Call) -> None:
@@ -440,10 +443,16 @@ class Session:
     def send_item(self, number: int, item: Encoded, sent: Callable[[], None]) -> bool:
         """Sends an item of a stream; see `streaming.ItemSender`."""
         frame = frames.item(number, item.parts)
+        call = self._entries[number].call
+        assert call is not None
+        # Before it is put: another thread may go on with the stream then. What becomes of that is not this item's end.
+        held, call.held = call.held, 0
         # Chunks name the latest item: the next one has to wait until they are out. And so it has where the caller does
         # not read as fast as the function runs.
         waits = bool(item.chunked) or self._outbox.waiting_bytes > _BYTES_AT_ONCE
         put = self._put(frame, self._chunks(number, item) if item.chunked else None, sent if waits else None)
+        if not put:
+            self._let_go(call, held)
         self._flush()
         return not (put and waits)
 
@@ -470,11 +479,17 @@ class Session:
         """Answers a call that was run; without `flush` the answer waits for those of other calls."""
         # First, so that the caller may use the id again once it has the answer.
         self._forget(entry)
-        self._put(frame, following)
+        if not self._put(frame, following):
+            self._let_go(call, call.held)
         self._answered()
         self._unfinished.append((call, outcome))
         if flush:
             self._flush()
+
+    def _let_go(self, call: Call, hold: int) -> None:
+        """Lets go of what an answer refers to that can't be sent any more: `abort` may have been before its hold."""
+        if hold:
+            self._core.rrefs.release(call.client_id, holds=[hold])
 
     def _forget(self, entry: _Entry) -> None:
         """Takes a call off the list, to be answered."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
 from tensorcall.client.deadlines import deadlines
 from tensorcall.server.pool import Pool
+
+_log = logging.getLogger(__name__)
 
 
 class Sweeper:
@@ -40,7 +43,13 @@ class Sweeper:
     def _sweep(self) -> None:
         with self._lock:
             self._call_off = None
-        following = self._expire()
+        following: float | None
+        try:
+            following = self._expire()
+        except Exception:
+            _log.exception("what has lapsed could not be ended")
+            # Nobody else would call this again, and nothing lapse any more.
+            following = time.monotonic()
         if following is not None:
             # Leases are renewed all the time: a little late, and many at once, will do.
             self._after(max(following - time.monotonic(), self._seconds / 20))
