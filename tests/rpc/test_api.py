@@ -113,7 +113,7 @@ def scenario_futures(rank: int) -> None:
     # Who waits does not wait for the callbacks: they may wait for who waits.
     go_on = threading.Event()
     waited = rpc.rpc_async(other, slow, args=(0.1,))
-    waited.add_done_callback(lambda _: go_on.wait(10))
+    waited.add_done_callback(lambda _: print(go_on.wait(10)))
     began = time.monotonic()
     waited.wait()
     assert time.monotonic() - began < 5
@@ -130,6 +130,28 @@ def scenario_futures(rank: int) -> None:
     with api._wait_all():
         waited_for = rpc.rpc_async(other, slow, args=(0.01,))
     assert waited_for.done()
+
+
+def scenario_not_sent(rank: int) -> None:
+    if rank:
+        return
+    agent = rpc._get_current_rpc_agent()
+    connection = agent.outgoing.connection(agent.member("worker1"))
+    carrier = connection.carrier
+
+    def broken(timeout: float) -> None:
+        raise ValueError("broken")
+
+    connection.carrier = broken
+    future = rpc.rpc_async("worker1", min, args=(1, 2))
+    connection.carrier = carrier
+    with pytest.raises(ValueError, match="broken"):
+        future.wait()
+    agent.wait_idle(10)
+
+
+def test_a_call_that_was_not_sent_ends(tmp_path: Path) -> None:
+    ranks.run(__file__, "scenario_not_sent", tmp_path)
 
 
 def test_futures(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def scenario_exceptions_stay_whole(rank: int) -> None:
         assert error.args == ("outer", 7)
         assert isinstance(error.__cause__, OSError)
         assert (error.__cause__.errno, error.__cause__.strerror) == (5, "inner")
-        assert getattr(error, "__notes__", ["a note"]) == ["a note"]
+        assert not hasattr(error, "add_note") or error.__notes__ == ["a note"]
         assert 'raise OSError(5, "inner")' in error.remote_traceback
         # And all of it is in what is printed, without a frame of ours.
         assert 'raise OSError(5, "inner")' in str(error)
@@ -170,6 +170,8 @@ def test_what_used_to_hurt(scenario: str, tmp_path: Path) -> None:
 _ALONE = """
 import os, signal, threading
 from tensorcall import rpc
+# Whoever started the tests may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 options = rpc.TensorPipeRpcBackendOptions(init_method={place!r}, rpc_timeout=60)
 threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 rpc.init_rpc("worker0", rank=0, world_size=2, rpc_backend_options=options)

@@ -163,7 +163,6 @@ def scenario_again(rank: int) -> None:
     with pytest.raises(RuntimeError, match="RPC is already initialized"):
         rpc._init_rpc_backend(rpc.BackendType["TENSORPIPE"], rpc._get_current_rpc_agent().store, "x", rank, 2, again)
 
-
     # Whom it would meet there is not waited for.
     nowhere = rpc.TensorPipeRpcBackendOptions(init_method="tcp://127.0.0.1:1")
     with pytest.raises(RuntimeError, match="RPC is already initialized"):

@@ -12,10 +12,18 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from tensorcall.server.leases import MAX_NUMBER, Seen
+from tensorcall.server.leases import MAX_NUMBER, Leases, Seen
 from tensorcall.server.owned import Owned
 from tensorcall.server.rrefs import RRefTable
-from tensorcall.wire.errors import BadPayload, DuplicateCall, OwnerRestarted, RRefExpired, RRefUnknown, TooLarge
+from tensorcall.wire.errors import (
+    BadPayload,
+    DuplicateCall,
+    Overloaded,
+    OwnerRestarted,
+    RRefExpired,
+    RRefUnknown,
+    TooLarge,
+)
 from tensorcall.wire.rrefs import RRefId
 
 LEASE = 60.0
@@ -437,3 +445,24 @@ def test_the_end_of_a_value_may_do_anything(table: RRefTable, clock: Clock) -> N
     assert len(done) == 2
     gc.collect()
     assert table.counts()["values"] == 0
+
+
+def test_clients_are_limited_and_ended_ones_take_little_memory() -> None:
+    leases = Leases(10.0, max_leases=2)
+    first = leases.grant("a", 0.0)
+    leases.grant("b", 0.0)
+    with pytest.raises(Overloaded, match="2 clients have leases"):
+        leases.grant("c", 0.0)
+    # One that has a lease may renew it.
+    assert leases.grant("a", 1.0) is first
+    for number in range(2, 200_000, 2):
+        first.seen.add(number)
+    leases.end(first)
+    assert leases.grant("c", 1.0)
+    leases.end(leases.by_client["b"])
+    again = leases.grant("a", 1.0)
+    assert len(again.seen) <= 1024
+    # What was used stays used.
+    assert 2 in again.seen
+    assert 199_998 in again.seen
+    assert 200_000 not in again.seen

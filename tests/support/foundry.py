@@ -63,6 +63,8 @@ def _become(arguments: list[str], rank: int, log: str) -> None:
     for target, source in ((0, nothing), (1, out), (2, out)):
         os.dup2(source, target)
     warnings.simplefilter("ignore")
+    # Whoever started the tests may have it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [argument.replace("{rank}", str(rank)) for argument in arguments]
     # What pickle names as `__main__.…` is looked up there.
     program = types.ModuleType("__main__")

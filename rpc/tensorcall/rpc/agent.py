@@ -16,6 +16,7 @@ from tensorcall.rpc.serving import Serving
 from tensorcall.rpc.worker_info import WorkerInfo
 from tensorcall.rpc.world import Member, World
 from tensorcall.server.config import ServerConfig
+from tensorcall.server.context import Peer
 from tensorcall.server.expose import Registry
 from tensorcall.server.handler import Handler
 from tensorcall.server.server import Server
@@ -159,15 +160,19 @@ class Agent(RpcAgent):
             raise RuntimeError(f"an RPC's timeout is a number of seconds, 0 for none, or -1: not {timeout!r}")
         return timeout or None
 
-    def open_rref(self, rref_id: RRefId) -> Any:
+    def open_rref(self, rref_id: RRefId, peer: Peer | None = None) -> Any:
         """Makes a handle of a reference that arrived, in arguments or results. Never waits for its owner.
+
+        Args:
+            rref_id: the value's name.
+            peer: who sent it: of no account, since all of a world trust each other.
 
         Raises:
             RuntimeError: there is no such worker.
             RRefError, OwnerRestarted: the value should be this worker's, and is not (any more).
         """
         if rref_id.owner == self._info.name:
-            return self._open_own(rref_id)
+            return self._open_own(rref_id, peer)
         connection = self.outgoing.connection(self.member(rref_id.owner))
         return Handle(connection, connection.link.fork(rref_id))
 

@@ -290,7 +290,8 @@ class Outgoing:
         def try_to_send() -> None:
             try:
                 send()
-            except TensorcallError as error:
+            except Exception as error:
+                # Whatever it is: a call that nobody ends would be waited for, by shutdown, too.
                 fail(error)
 
         if self.faults is None:

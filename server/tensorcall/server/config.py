@@ -62,6 +62,9 @@ class ServerConfig:
     lease_seconds: float = 60.0
     """How long references of a client are kept that does not renew its lease."""
 
+    max_clients: int = 10_000
+    """How many clients may hold references at once."""
+
     max_rrefs_per_client: int = 100_000
     """How many references one client may hold."""
 
@@ -84,7 +87,7 @@ class ServerConfig:
         # A session's messages hold a batch of calls and a chunk, of up to 1 MiB each.
         if not 8 * MIB <= self.max_message_bytes <= MAX_MESSAGE_BYTES:
             raise ValueError(f"max_message_bytes is {self.max_message_bytes:,}: it must lie between 8 MiB and 1 GiB")
-        for name in ("threads", "max_threads", "max_sessions", "max_rrefs_per_client"):
+        for name in ("threads", "max_threads", "max_sessions", "max_clients", "max_rrefs_per_client"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("max_queue", "max_gathering_bytes", "max_rref_bytes_per_client", "grace"):

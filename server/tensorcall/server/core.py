@@ -67,7 +67,7 @@ _OURS = {__file__, coroutines.__file__}
 
 
 def hide_frames(*files: str) -> None:
-    """Has frames of these source files left out at the top of what functions raise: they say nothing of the function."""
+    """Has frames of these files left out at the top of what functions raise: they say nothing of the function."""
     _OURS.update(files)
 
 
@@ -115,7 +115,7 @@ class Call:
 
     def open_rref(self, rref_id: RRefId) -> Any:
         """Makes a handle of a reference among the arguments."""
-        handle = self.core.open_rref(rref_id)
+        handle = self.core.open_rref(rref_id, self.context.peer)
         if not handle.confirmed_by_owner():
             if self.opened is None:
                 self.opened = []
@@ -151,13 +151,14 @@ class Core:
             self.incarnation,
             config.advertise,
             lease_seconds=config.lease_seconds,
+            max_leases=config.max_clients,
             max_per_client=config.max_rrefs_per_client,
             max_bytes_per_client=config.max_rref_bytes_per_client,
             on_lease=self.sweeper.arm,
         )
         self.methods = Methods(registry)
-        self.open_rref: Callable[[RRefId], Any] = OpenRRef(self)
-        """Makes a handle of a reference that arrived; may be replaced. The handle is an RRef."""
+        self.open_rref: Callable[[RRefId, Peer | None], Any] = OpenRRef(self)
+        """Makes a handle of a reference that a peer sent; may be replaced. The handle is an RRef."""
         self._draining = False
         self._active = 0
         self._gathering_bytes = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from tensorcall.wire.errors import BadPayload, TooLarge
+from tensorcall.wire.errors import BadPayload, Overloaded, TooLarge
 from tensorcall.wire.limits import MAX_CALL_ID_BYTES
 from tensorcall.wire.rrefs import LEASE_SHIFT
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 MAX_NUMBER = (1 << LEASE_SHIFT) - 1
 # Of so many clients whose leases ended it is remembered which numbers they have used.
 _REMEMBERED_CLIENTS = 4096
+# And of each of them no more numbers apart than this.
+_REMEMBERED_SPARSE = 1024
 # A client that leaves so many gaps among its numbers has no use for them any more.
 _MAX_SPARSE = 1 << 18
+_RETRY_AFTER_SECONDS = 1.0
 _MAX_LEASES = (1 << (64 - LEASE_SHIFT)) - 1
 
 
@@ -49,6 +52,11 @@ class Seen:
             return True
         self.settle(number + 1)
         return True
+
+    def shrink(self, sparse: int) -> None:
+        """Keeps no more than so many numbers apart; those below the lowest of them count as used."""
+        if len(self._above) > sparse:
+            self.settle(sorted(self._above)[-sparse])
 
     def settle(self, floor: int) -> None:
         """Takes all numbers below this one for used."""
@@ -118,8 +126,9 @@ class Lease:
 class Leases:
     """All leases of a server. Not safe from several threads by itself: the table has the lock."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, max_leases: int) -> None:
         self.seconds = seconds
+        self._max = max_leases
         self.by_client: dict[str, Lease] = {}
         self._by_number: dict[int, Lease] = {}
         self._last = 0
@@ -143,6 +152,10 @@ class Leases:
             raise BadPayload("the request has no client_id: make one up, unique and hard to guess")
         if len(client_id.encode()) > MAX_CALL_ID_BYTES:
             raise BadPayload(f"the client_id has more than {MAX_CALL_ID_BYTES} bytes")
+        if len(self.by_client) >= self._max:
+            raise Overloaded(
+                f"{self._max:,} clients have leases already; nothing was run", retry_after=_RETRY_AFTER_SECONDS
+            )
         while True:
             self._last = self._last % _MAX_LEASES + 1
             if self._last not in self._by_number:
@@ -163,11 +176,13 @@ class Leases:
             for number in numbers:
                 if 0 < number <= MAX_NUMBER:
                     seen.add(number)
+            seen.shrink(_REMEMBERED_SPARSE)
 
     def end(self, lease: Lease) -> None:
         """Takes a lease off the list."""
         del self.by_client[lease.client_id]
         del self._by_number[lease.first_sequence >> LEASE_SHIFT]
+        lease.seen.shrink(_REMEMBERED_SPARSE)
         self._ended[lease.client_id] = lease.seen
         if len(self._ended) > _REMEMBERED_CLIENTS:
             self._ended.popitem(last=False)

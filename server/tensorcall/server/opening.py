@@ -11,6 +11,7 @@ from tensorcall.wire.errors import NotAllowed, RRefUnknown
 from tensorcall.wire.rrefs import RRefId
 
 if TYPE_CHECKING:
+    from tensorcall.server.context import Peer
     from tensorcall.server.core import Core
 
 
@@ -20,8 +21,12 @@ class OpenRRef:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def __call__(self, rref_id: RRefId) -> Any:
+    def __call__(self, rref_id: RRefId, peer: Peer | None = None) -> Any:
         """Makes a handle.
+
+        Args:
+            rref_id: the value's name.
+            peer: who sent it; None: this process.
 
         Raises:
             RRefUnknown, RRefExpired, OwnerRestarted: it should be a value of this process, and is not (any more).
@@ -36,23 +41,25 @@ class OpenRRef:
             return OwnerRRef(table.get(rref_id), self._core)
         if not rref_id.address:
             raise RRefUnknown(f"{rref_id} does not say where its owner can be reached")
-        check_address(rref_id.address, self._core.config.rref_peers)
+        near = peer is None or peer.loopback or peer.trusted
+        check_address(rref_id.address, self._core.config.rref_peers, near=near)
         # Not at the top: few servers ever need it.
         from tensorcall.client.references import references
 
         return references().open(rref_id)
 
 
-def check_address(address: str, allowed: tuple[str, ...]) -> None:
+def check_address(address: str, allowed: tuple[str, ...], *, near: bool = True) -> None:
     """Returns if the server may connect to an address that a caller named.
 
-    Else a caller could have it knock on any door of the network that it stands in.
+    Else a caller could have it knock on any door of the network that it stands in; and one from elsewhere on those of
+    this machine.
 
     Raises:
         NotAllowed: it may not.
     """
     host, _, port = address.rpartition(":")
-    if _is_loopback(host) and port.isdigit():
+    if near and _is_loopback(host) and port.isdigit():
         return
     for pattern in allowed:
         if pattern == "*" or fnmatch.fnmatchcase(address, pattern) or fnmatch.fnmatchcase(host, pattern):

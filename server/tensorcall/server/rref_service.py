@@ -113,9 +113,11 @@ class RRefServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         try:
             request = parsed(request_type, message)
             owned = self._table.get(_rref_id(request.rref))
+            self._core.begin_awaiting()
         except Exception as error:
             self._failures.end(context, send, error)
             return
+        # Acquired by whoever ends the waiting.
         once = threading.Lock()
 
         def reply(owned: Owned) -> None:
@@ -129,6 +131,7 @@ class RRefServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
 
         def done(owned: Owned) -> None:
             if once.acquire(blocking=False):
+                self._core.end_awaiting()
                 self._core.chores.submit_always(reply, owned)
 
         # The caller may go away first. gRPC keeps the callback as long as the call, so it holds no value.
@@ -136,11 +139,13 @@ class RRefServicer(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
 
         def gone() -> None:
             if once.acquire(blocking=False):
+                self._core.end_awaiting()
                 for call_off in call_offs:
                     call_off()
                 call_offs.clear()
 
         if not context.add_callback(gone):
+            gone()
             return
         call_offs.append(owned.on_done(done))
         if once.locked():

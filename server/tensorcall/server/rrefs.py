@@ -70,6 +70,7 @@ class RRefTable:
         address: str = "",
         *,
         lease_seconds: float = 60.0,
+        max_leases: int = 10_000,
         max_per_client: int = 100_000,
         max_bytes_per_client: int = 1 << 62,
         clock: Callable[[], float] = time.monotonic,
@@ -82,6 +83,7 @@ class RRefTable:
             incarnation: of this start of the process.
             address: where it can be reached, for the names; may be set later.
             lease_seconds: for how long a lease holds unless it is renewed.
+            max_leases: how many clients may have leases.
             max_per_client: how many references one client may hold.
             max_bytes_per_client: how many bytes the values may take that one client has made or forked.
             clock: tells the time, in seconds.
@@ -90,7 +92,7 @@ class RRefTable:
         self.worker = worker
         self.incarnation = incarnation
         self.address = address
-        self.leases = Leases(lease_seconds)
+        self.leases = Leases(lease_seconds, max_leases)
         self._max_count = max_per_client
         self._max_bytes = max_bytes_per_client
         self._clock = clock
