@@ -217,3 +217,19 @@ def test_a_session_under_everything_at_once(server: ServerProcess) -> None:
 
         with ThreadPoolExecutor(12) as pool:
             assert sum(pool.map(work, range(12))) == 480
+
+
+def test_threads_with_nothing_to_do_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorcall.server.pool._IDLE_SECONDS", 0.01)
+    pool, gate = Pool(4, 4, 100), Gate()
+    for _ in range(4):
+        pool.submit(gate.task)
+    eventually(lambda: gate.inside == 4)
+    gate.event.set()
+    eventually(lambda: pool.threads == 0)
+    # Others take their place; none of the tasks that come while threads end is lost.
+    for count in range(5, 505):
+        pool.submit(gate.task)
+        if count % 50 == 0:
+            eventually(lambda: pool.threads == 0)
+    eventually(lambda: gate.done == 504)

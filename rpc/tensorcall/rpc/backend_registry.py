@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tensorcall.rpc import constants, recording
+from tensorcall.rpc import constants, futures, recording
 from tensorcall.rpc.options import RpcBackendOptions, TensorPipeRpcBackendOptions, from_torch
 
 __all__ = [
@@ -88,6 +88,8 @@ def init_backend(backend: Any, *args: Any, **kwargs: Any) -> Any:
     """Makes the agent of a backend, which makes this process a worker."""
     # Profiles that begin from now on may be told what other workers did.
     recording.install()
+    # torch's own would hear no Ctrl-C, and nobody would know that they wait.
+    futures.install()
     return backend.value.init_backend_handler(*args, **kwargs)
 
 

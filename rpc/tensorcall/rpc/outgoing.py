@@ -192,7 +192,8 @@ class Outgoing:
                 return made.result(timeout)
             except (TimeoutError, concurrent.futures.TimeoutError) as error:
                 # Or the function raised it.
-                failed = errors.told(error, to.info, timeout) if made.done() else errors.timed_out(timeout or 0)
+                theirs = isinstance(error, TensorcallError)
+                failed = errors.told(error, to.info, timeout) if theirs else errors.timed_out(timeout or 0)
         except TensorcallError as error:
             failed = errors.told(error, to.info, timeout)
         finally:

@@ -23,6 +23,8 @@ RETRY_AFTER_SECONDS = 0.1
 # If tasks wait, and for so long none has ended, the threads may all wait for something that only one of those would
 # bring about. Where the processor is busy, they rather compute.
 _STUCK_SECONDS = 0.05
+# A thread that has had nothing to do for so long ends. A server that was stopped thus leaves none behind.
+_IDLE_SECONDS = 10.0
 _BUSY_STUCK_SECONDS = 1.0
 _BUSY_SHARE = 0.5
 
@@ -145,7 +147,16 @@ class Pool:
     def _work(self) -> None:
         waiting.install(_Waiting(self))
         while True:
-            task, args = self._tasks.get()
+            try:
+                task, args = self._tasks.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                with self._lock:
+                    # Unless somebody counts on it, and its task is about to come.
+                    if self._idle:
+                        self._idle -= 1
+                        self._threads -= 1
+                        return
+                continue
             try:
                 task(*args)
             except BaseException:
