@@ -92,6 +92,7 @@ def test_the_reference_is_there_before_its_value(remote: Remote, carrier: str) -
     remote.call("served.open_gate", name)
     assert waiting.result(30) == 7
     assert used.result(30) == 7
+    rref.wait_confirmed(30)  # that answer may come last
     assert rref.confirmed_by_owner()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from support import ranks
 
 from tensorcall import rpc
-from tensorcall.rpc import api
+from tensorcall.rpc import agent, api, gathering
 
 
 def slow(seconds: float) -> str:
@@ -56,9 +58,8 @@ def die_when_all_have_joined(rank: int, victim: int) -> None:
 
 def scenario_dead_follower(rank: int) -> None:
     die_when_all_have_joined(rank, 2)
-    said = shut_down_within(20)
-    # The leader has noticed; the others may hear that it has left.
-    assert "worker2" in said if rank == 0 else "worker0" in said or "worker2" in said
+    # The leader has noticed, and has told the other one.
+    assert "worker2) is gone" in shut_down_within(20)
 
 
 def scenario_dead_leader(rank: int) -> None:
@@ -123,6 +124,69 @@ def scenario_interrupted(rank: int) -> None:
         assert "worker0" in shut_down_within(20)
 
 
+@contextlib.contextmanager
+def stopped(*names: str) -> Iterator[None]:
+    """Stops workers, as a host that hangs would be; and ends them."""
+    pids = [rpc.rpc_sync(name, os.getpid) for name in names]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+
+def scenario_stopped_followers(rank: int) -> None:
+    if rank:
+        time.sleep(50)
+    with stopped("worker1", "worker2"):
+        assert "still waiting for worker1, worker2" in shut_down_within(5, timeout=2)
+
+
+def scenario_stopped_leader(rank: int) -> None:
+    if rank != 1:
+        time.sleep(50)
+    with stopped("worker0", "worker2"):
+        said = shut_down_within(5, timeout=2)
+        assert "worker0 has not answered" in said
+        assert "RPC ran for more than set timeout" in said
+
+
+def impatient() -> None:
+    agent.PING_SECONDS = gathering.PING_SECONDS = 0.3  # type: ignore[attr-defined]
+    agent._SILENT_SECONDS = 2.0
+
+
+def scenario_silent_followers(rank: int) -> None:
+    impatient()
+    if rank:
+        time.sleep(50)
+    with stopped("worker1", "worker2"):
+        said = shut_down_within(10)
+        assert "worker1) is gone: it has not answered for 2 s" in said
+        assert "worker2) is gone" in said
+
+
+def scenario_silent_leader(rank: int) -> None:
+    impatient()
+    if rank != 1:
+        time.sleep(50)
+    with stopped("worker0", "worker2"):
+        assert "worker0) is gone: it has not answered for 2 s" in shut_down_within(10)
+
+
+def scenario_one_deadline(rank: int) -> None:
+    # For the whole of it: the calls that the others wait for end too late.
+    hanging = rpc.rpc_async("worker0", slow, args=(3.0,)) if rank == 1 else None
+    time.sleep(0.3)
+    if rank == 2:
+        # It comes late; the rest of the time is not all of it.
+        time.sleep(1)
+    shut_down_within(2.6, timeout=2)
+    del hanging
+
+
 @pytest.mark.parametrize(
     ("scenario", "codes"),
     [
@@ -134,6 +198,11 @@ def scenario_interrupted(rank: int) -> None:
         ("scenario_call_to_the_dead", [0, 0, -9]),
         ("scenario_not_graceful", [0, 0, 0]),
         ("scenario_interrupted", [0, 0, 0]),
+        ("scenario_stopped_followers", [0, -9, -9]),
+        ("scenario_stopped_leader", [-9, 0, -9]),
+        ("scenario_silent_followers", [0, -9, -9]),
+        ("scenario_silent_leader", [-9, 0, -9]),
+        ("scenario_one_deadline", [0, 0, 0]),
     ],
 )
 def test_shutdown(scenario: str, codes: list[int], tmp_path: Path) -> None:

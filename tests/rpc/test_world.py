@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from support import ranks
+from support.servers import eventually
 
 from tensorcall import rpc
 from tensorcall.rpc import addresses
@@ -92,6 +94,34 @@ def test_they_come_and_go(store: Callable[[], Any]) -> None:
     assert [each.name for each in first.members()] == ["a"]
     third.join(member("b", 7))
     assert first.find("b") == member("b", 7)
+
+
+def test_who_comes_again_elsewhere_is_found_there(store: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = GrowingWorld(store(), 0), GrowingWorld(store(), 5), GrowingWorld(store(), 7)
+    first.join(member("a", 0))
+    second.join(member("b", 5))
+    assert first.find("b") == member("b", 5)
+    second.leave()
+    third.join(member("b", 7))
+    began = time.monotonic()
+    eventually(lambda: first.find("b") == member("b", 7))
+    assert time.monotonic() - began < 5
+    assert first.find(5) is None
+
+    # It does not ask the store each time, and goes on without it.
+    asked = []
+    monkeypatch.setattr("tensorcall.rpc.world._BELIEVED_SECONDS", 100.0)
+
+    def check(keys: list[str]) -> bool:
+        asked.append(keys)
+        raise RuntimeError("the store has gone")
+
+    monkeypatch.setattr(first, "store", SimpleNamespace(check=check))
+    assert [first.find("b") for _ in range(100)] == [member("b", 7)] * 100
+    assert not asked
+    monkeypatch.setattr("tensorcall.rpc.world._BELIEVED_SECONDS", 0.0)
+    assert first.find("b") == member("b", 7)
+    assert asked == [["left/3"]]
 
 
 def test_two_kinds_do_not_mix(store: Callable[[], Any]) -> None:

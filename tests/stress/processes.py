@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+from stress.ledger import Ledger
 from stress.world import Process, World
 from tensorcall.client.forks import Fork
 from tensorcall.client.link import Link
@@ -31,10 +33,23 @@ class Thing:
 
     def __init__(self, name: RRefId, gone: Callable[[RRefId], object]) -> None:
         self.name = name
+        # What it takes in memory.
+        self.weight = bytes(1 + name.sequence % 50)
         self._gone = gone
 
     def __del__(self) -> None:
         self._gone(self.name)
+
+
+class Given(NamedTuple):
+    """An answer that holds references."""
+
+    names: list[RRefId]
+    hold: int
+    # For the judge: who gave it when, and the giver's own forks; None for values of its own.
+    giver: Owner
+    at: float
+    forks: list[Fork | None]
 
 
 class Place:
@@ -109,6 +124,7 @@ class Owner(Holder):
         super().__init__(world, f"{place}/{incarnation}", places)
         self.made, self.gone = made, gone
         self.place = place
+        self.ledger = Ledger(LEASE_SECONDS, lambda: world.now)
         self.waiting: dict[object, Owned] = {}
         self.slots: list[list[RRef]] = [[] for _ in range(SLOTS)]
         self.table = RRefTable(place, incarnation, place, lease_seconds=LEASE_SECONDS, clock=lambda: world.now)
@@ -122,8 +138,15 @@ class Owner(Holder):
         self.later(LEASE_SECONDS / 20, self._expire)
 
     def answer(self, method: str, request: Any) -> Any:
-        name = {"GrantLease": "grant_lease", "KeepAlive": "keep_alive", "RevokeLease": "revoke_lease"}
-        return getattr(self._service, name.get(method, method.lower()))(request)
+        if method in ("Fork", "GrantLease"):
+            self.ledger.renew(request.client_id)
+        elif method == "RevokeLease":
+            self.ledger.revoke(request.client_id)
+        name = {"GrantLease": "grant_lease", "RevokeLease": "revoke_lease"}
+        response = getattr(self._service, name.get(method, method.lower()))(request)
+        if method == "Fork":
+            self.ledger.grant(request.client_id, request.number)
+        return response
 
     def open(self, rref_id: RRefId) -> RRef:
         if self.table.is_ours(rref_id) or rref_id.owner == self.place:
@@ -132,17 +155,20 @@ class Owner(Holder):
 
     def session_broke(self, client_id: str) -> None:
         """What its answers hold has a lease's time to be taken over."""
+        self.ledger.break_session(client_id)
         self.table.let_holds_lapse(client_id)
 
     # --- calls ---
 
     def create(self, client_id: str, number: int, ended: Ended) -> None:
         """A call that makes a value."""
+        self.ledger.renew(client_id)
         try:
             owned = self.table.promise(client_id, number, "thing")
         except TensorcallError as error:
             ended(None, error)
             return
+        self.ledger.grant(client_id, number)
 
         def finish() -> None:
             name = owned.rref_id
@@ -157,14 +183,33 @@ class Owner(Holder):
 
         self.later(self.world.random.expovariate(5.0), finish)
 
-    def call(self, names: Iterable[RRefId], run: Callable[[list[RRef]], Any], ended: Ended) -> None:
-        """A call with references as arguments, which are confirmed before it runs."""
+    def call(
+        self,
+        names: Iterable[RRefId],
+        run: Callable[[list[RRef]], Any],
+        ended: Ended,
+        refused: Callable[[int, TensorcallError], object] = lambda _, __: None,
+    ) -> None:
+        """A call with references as arguments, which are confirmed before it runs.
+
+        Args:
+            names: of the arguments.
+            run: makes the result of them.
+            ended: takes the outcome.
+            refused: is told which of the names is of no use here, and why.
+        """
         opened: list[RRef] = []
-        try:
-            opened += [self.open(name) for name in names]
-        except TensorcallError as error:
-            ended(None, error)
-            return
+        for i, name in enumerate(names):
+            try:
+                handle = self.open(name)
+            except TensorcallError as error:
+                refused(i, error)
+                ended(None, error)
+                return
+            opened.append(handle)
+            if isinstance(handle, UserRRef):
+                _when_refused(handle._fork, partial(refused, i))
+            del handle
         waiting = [handle for handle in opened if not handle.confirmed_by_owner()]
         left = [len(waiting)]
 
@@ -193,12 +238,17 @@ class Owner(Holder):
     def keep(self, handles: list[RRef]) -> None:
         self.slots[self.world.random.randrange(SLOTS)] = handles
 
-    def give(self, client_id: str) -> tuple[list[RRefId], int]:
+    def give(self, client_id: str) -> Given:
         """An answer that holds references."""
         handles = list(self.slots[self.world.random.randrange(SLOTS)])
+        given = Given([], 0, self, self.world.now, [])
         if not handles:
-            return [], 0
-        return [handle.rref_id() for handle in handles], self.table.hold(client_id, handles)
+            return given
+        self.ledger.renew(client_id)
+        forks = [handle._fork if isinstance(handle, UserRRef) else None for handle in handles]
+        return given._replace(
+            names=[handle.rref_id() for handle in handles], hold=self.table.hold(client_id, handles), forks=forks
+        )
 
     def fetch(self, name: RRefId, ended: Ended) -> None:
         try:
@@ -217,6 +267,10 @@ class Owner(Holder):
             ended(None if failure else owned.wait(0).name, None if failure is None else ValueError(str(failure)))
 
         owned.on_done(done)
+
+
+def _when_refused(fork: Fork, refused: Callable[[TensorcallError], object]) -> None:
+    fork.when_settled(lambda: fork.error is None or refused(fork.error))
 
 
 def _run(run: Callable[[list[RRef]], Any], handles: list[RRef]) -> tuple[Any, BaseException | None]:

@@ -1,7 +1,8 @@
 """Random operations of several clients on several owners, in simulated time; the same seed does the same.
 
 What must hold: a value stays as long as any living process has a confirmed reference to it, and in the end, when
-nobody has any, nothing is left: no value, fork, hold or lease.
+nobody has any, nothing is left: no value, fork, hold or lease. What may be gone is decided by the clock and by what
+reached the owner (`ledger`), never by what its table says; `test_oracle` shows that this notices defects.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from stress.processes import LEASE_SECONDS, Client, Owner, Place, Thing
+from stress.ledger import disagreements
+from stress.processes import LEASE_SECONDS, Client, Given, Holder, Owner, Place, Thing
 from stress.world import Faults, World
 from tensorcall.client.forks import Fork
 from tensorcall.client.rref import RRef
 from tensorcall.client.user_rref import UserRRef
+from tensorcall.server.owned import Owned
+from tensorcall.v1 import rref_service_pb2 as pb
 from tensorcall.wire.errors import (
     Cancelled,
     ConnectionLost,
@@ -26,7 +30,7 @@ from tensorcall.wire.errors import (
     OwnerRestarted,
     RemoteError,
     RRefError,
-    RRefExpired,
+    RRefUnknown,
     TensorcallError,
 )
 from tensorcall.wire.rrefs import RRefId
@@ -70,18 +74,77 @@ class Simulation:
         place = self.places[name.owner]
         if place.current.table.incarnation != name.incarnation or place.current.dead:
             return
-        for holder in [*self.clients, *(place.current for place in self.places.values())]:
-            if holder.dead:
-                continue
+        for holder in self._living():
             for handle in holder.handles():
                 fork = handle._fork
-                if fork.rref_id == name and fork.confirmed and not self._expired(holder, place, fork.number):
-                    self.problems.append(f"{self.world.now:.3f}: {name} went, and {holder.name} holds {fork}")
+                if fork.rref_id == name and self._must_hold(holder, fork):
+                    self._problem(f"{name} went, and {holder.name} holds {fork}")
 
-    def _expired(self, holder: Any, place: Place, number: int) -> bool:
-        """Whether the holder's lease has lapsed; it may not have noticed yet."""
-        lease = place.current.table.leases.by_client.get(holder.client_id(place.name))
-        return lease is None or number not in lease.forks
+    def _living(self) -> list[Holder]:
+        return [*self.clients, *(place.current for place in self.places.values())]
+
+    def _must_hold(self, holder: Holder, fork: Fork) -> bool:
+        """Whether the value of a fork must be there."""
+        return fork.confirmed and not self._excused(holder, fork)
+
+    def _excused(self, holder: Holder, fork: Fork) -> str:
+        """Tells why a confirmed fork may be gone, of which the holder may not have noticed yet; empty: it must not."""
+        owner = self.places[fork.rref_id.owner].current
+        if owner.table.incarnation != fork.rref_id.incarnation:
+            return "restarted"
+        return owner.ledger.why_fork_ended(holder.client_id(owner.place), fork.number)
+
+    def _look(self) -> None:
+        """Compares what all have that live."""
+        for holder in self._living():
+            for handle in holder.handles():
+                fork = handle._fork
+                if not self._must_hold(holder, fork):
+                    continue
+                table = self.places[fork.rref_id.owner].current.table
+                lease = table.leases.by_client.get(holder.client_id(fork.rref_id.owner))
+                owned = None if lease is None else lease.forks.get(fork.number)
+                if owned is None or owned.sequence != fork.rref_id.sequence:
+                    self._problem(f"{holder.name} holds {fork}, and its owner has {owned}")
+        for place in self.places.values():
+            for told in disagreements(place.current.table):
+                self._problem(f"{place.name}: {told}")
+
+    def _problem(self, told: str) -> None:
+        self.problems.append(f"{self.world.now:.3f}: {told}")
+
+    def _judge(self, who: str, error: TensorcallError, holder: Holder, source: Fork, lives: Callable[[], bool]) -> None:
+        """A reference was of no use to who got it: may that be?
+
+        Args:
+            who: got it.
+            error: what they were told.
+            holder: who passed it on.
+            source: the holder's own fork.
+            lives: whether the holder still keeps that.
+        """
+        if not isinstance(error, RRefUnknown):
+            return
+        self.world.counts["judged"] += 1
+        if not lives() or holder.dead:
+            return
+
+        def settled() -> None:
+            # What was pending is held by others until then; if it fails, that is judged where it came from.
+            if self._must_hold(holder, source):
+                self._problem(f"{who} got {source} of {holder.name}, and was told: {error}")
+
+        source.when_settled(settled)
+
+    def _judge_given(self, client: Client, given: Given, i: int, error: TensorcallError) -> None:
+        """What an answer held was of no use."""
+        giver, source = given.giver, given.forks[i]
+        if giver.dead or giver.ledger.why_hold_ended(client.client_id(giver.place), given.at):
+            return
+        if source is not None:
+            self._judge(client.name, error, giver, source, lambda: True)
+        elif isinstance(error, RRefUnknown):
+            self._problem(f"{client.name} got {given.names[i]} of its owner, and was told: {error}")
 
     # --- operations ---
 
@@ -139,30 +202,40 @@ class Simulation:
         """Has a server keep references, its own and others'."""
         some = handles or self.random.sample(client.held, min(len(client.held), self.random.randint(0, 3)))
         names = [handle.rref_id() for handle in some]
+        forks = [handle._fork for handle in some if isinstance(handle, UserRRef)]
         place = self._place()
-        client.call(
-            place,
-            lambda owner, ended: owner.call(names, owner.keep, ended),
-            lambda result, error: self._expect(error),
-            keep=some,
-        )
+        under_way = [True]
+
+        def refused(i: int, error: TensorcallError) -> None:
+            self._judge(place.name, error, client, forks[i], lambda: bool(under_way))
+
+        def ended(_: object, error: BaseException | None) -> None:
+            under_way.clear()
+            self._expect(error)
+
+        client.call(place, lambda owner, ended: owner.call(names, owner.keep, ended, refused=refused), ended, keep=some)
 
     def _get(self, client: Client) -> None:
         """Takes references that a server keeps."""
         place = self._place()
         client_id, link = client.client_id(place.name), client.link(place.name)
 
-        def unread(answer: tuple[list[RRefId], int]) -> None:
-            if answer[1]:
-                link.release_hold(answer[1])
+        def unread(given: Given) -> None:
+            if given.hold:
+                link.release_hold(given.hold)
 
-        def ended(answer: tuple[list[RRefId], int], error: BaseException | None) -> None:
+        def settled(fork: Fork, given: Given, i: int) -> None:
+            self._expect(fork.error)
+            if fork.error is not None:
+                self._judge_given(client, given, i, fork.error)
+
+        def ended(given: Given, error: BaseException | None) -> None:
             self._expect(error)
-            if error is None and answer[1]:
-                opened = [client.take(name) for name in answer[0]]
-                for handle in opened:
-                    handle.when_confirmed(partial(_check, handle._fork, self._expect))
-                link.hold(answer[1], opened)
+            if error is None and given.hold:
+                opened = [client.take(name) for name in given.names]
+                for i, handle in enumerate(opened):
+                    handle.when_confirmed(partial(settled, handle._fork, given, i))
+                link.hold(given.hold, opened)
                 # Some are let go of before they are confirmed.
                 client.held += [handle for handle in opened if self.random.random() < 0.8]
 
@@ -191,16 +264,12 @@ class Simulation:
                 self.world.counts["fetched"] += 1
                 if name != fork.rref_id:
                     self.problems.append(f"fetched {name} for {fork}")
-            elif isinstance(error, RRefError) and fork.confirmed and not self._told(client, place, fork, error):
-                self.problems.append(f"{self.world.now:.3f}: {client.name} could not fetch {fork}: {error!r}")
+            elif isinstance(error, (RRefError, OwnerRestarted)) and self._must_hold(client, fork):
+                self._problem(f"{client.name} could not fetch {fork}: {error!r}")
             elif not isinstance(error, ValueError):
                 self._expect(error)
 
         client.call(place, lambda owner, end: owner.fetch(fork.rref_id, end), ended, keep=[handle])
-
-    def _told(self, client: Client, place: Place, fork: Any, error: BaseException) -> bool:
-        """Whether that is what a client may be told."""
-        return isinstance(error, (RRefExpired, OwnerRestarted)) or self._expired(client, place, fork.number)
 
     def _expect(self, error: BaseException | None) -> None:
         if error is None:
@@ -221,13 +290,22 @@ class Simulation:
         if client.held:
             source = self.random.choice(client.held)
             fresh = client.take(source.rref_id())
+            assert isinstance(source, UserRRef)
+
+            def settled(fork: Fork, source: UserRRef) -> None:
+                if fork.error is not None:
+                    self._judge(client.name, fork.error, client, source._fork, lambda: True)
+
             # A name alone keeps nothing: the handle that it is of stays until the owner knows of the other one.
-            fresh.when_confirmed(partial(id, source))
+            fresh.when_confirmed(partial(settled, fresh._fork, source))
             client.held.append(fresh)
 
     def _end_of_client(self, client: Client) -> None:
-        """A client dies, and another one starts."""
+        """A client dies, and another one starts. Some say goodbye before."""
         self.world.counts["deaths"] += 1
+        if self.random.random() < 0.5:
+            for link in client.links.values():
+                link._ask("RevokeLease", pb.RevokeLeaseRequest(client_id=link.client_id), 1.0)
         client.die()
         self.others.append(client)
         self.clients[self.clients.index(client)] = self._client()
@@ -253,34 +331,85 @@ class Simulation:
             self.operate()
             if i % 1000 == 0:
                 gc.collect()
+            if i % 50 == 0:
+                self._look()
             self.world.run(self.world.now + self.random.expovariate(30.0))
             if self.problems:
                 return
         self.world.faults.on = False
         for client in self.clients:
             client.cut_off_until = 0.0
-            client.held.clear()
-        for place in self.places.values():
-            for slot in place.current.slots:
-                slot.clear()
+        # Whoever lost a lease notices, and all calls end.
+        self.world.run(self.world.now + 4 * LEASE_SECONDS)
+        self._look()
+        # From here on no lease of the living lapses, and takes with it what leaked: each keeps one reference.
+        dummies = {place.name: place.current.table.own(bytes(100)) for place in self.places.values()}
+        kept = {
+            (holder.name, owner): holder.take(owned.rref_id)
+            for holder in self._living()
+            for owner, owned in dummies.items()
+            if not (isinstance(holder, Owner) and holder.place == owner)
+        }
+        self.world.run(self.world.now + LEASE_SECONDS)
+        self._drop_all()
         self.world.run(self.world.now + 8 * LEASE_SECONDS)
         gc.collect()
-        # What calls put there in the meantime.
+        self._look()
+        for holder in self._living():
+            self._check_that_one_is_left(holder, {owner: kept.get((holder.name, owner)) for owner in dummies})
+        for place in self.places.values():
+            self._check_the_table(place.current, dummies[place.name])
+        if self.problems:
+            return
+        dummies.clear()
+        kept.clear()
+        self.world.run(self.world.now + LEASE_SECONDS / 2)
+        self._check_that_nothing_is_left()
+        self.world.run(self.world.now + 2 * LEASE_SECONDS)
+        for place in self.places.values():
+            if place.current.table.counts()["leases"]:
+                self._problem(f"{place.name} is left with leases")
+
+    def _drop_all(self) -> None:
+        for client in self.clients:
+            client.held.clear()
         for place in self.places.values():
             for slot in place.current.slots:
                 slot.clear()
-        for client in self.clients:
-            client.held.clear()
-        self.world.run(self.world.now + 8 * LEASE_SECONDS)
-        self._check_that_nothing_is_left()
+
+    def _check_that_one_is_left(self, holder: Holder, kept: dict[str, UserRRef | None]) -> None:
+        left = set(holder.handles()) - set(kept.values())
+        if left:
+            self._problem(f"{holder.name} is left with {left}")
+        for handle in kept.values():
+            if handle is not None and not self._must_hold(holder, handle._fork):
+                self._problem(f"{holder.name} lost {handle._fork}, without any faults")
+        held = {owner: link.held for owner, link in holder.links.items() if link.held != 1}
+        if held:
+            self._problem(f"the links of {holder.name} are left with {held}")
+
+    def _check_the_table(self, owner: Owner, dummy: Owned) -> None:
+        """Looks whether the dummy is all that an owner has, and one fork of it all that anybody has there."""
+        table = owner.table
+        if list(table._values.values()) != [dummy]:
+            self._problem(f"{owner.name} is left with {list(table._values.values())}")
+        expected = {holder.client_id(owner.place) for holder in self._living() if holder is not owner}
+        if table.leases.by_client.keys() != expected:
+            self._problem(f"{owner.name} has leases of {set(table.leases.by_client) ^ expected} too many or few")
+        for client_id, lease in table.leases.by_client.items():
+            left = (list(lease.forks.values()), lease.unnumbered, lease.holds, list(lease.promised), lease.count)
+            if left != ([dummy], {}, {}, [], 1) or lease.nbytes != dummy.nbytes:
+                self._problem(f"at {owner.name} {client_id} is left with {left}, {lease.nbytes} bytes")
+        if table._lapsing:
+            self._problem(f"{owner.name} has holds that lapse: {len(table._lapsing)}")
 
     def _check_that_nothing_is_left(self) -> None:
         for place in self.places.values():
             counts = place.current.table.counts()
-            left = {what: count for what, count in counts.items() if count}
+            left = {what: count for what, count in counts.items() if count and what != "leases"}
             if left:
                 self.problems.append(f"{place.name} is left with {left}")
-        for holder in [*self.clients, *(place.current for place in self.places.values())]:
+        for holder in self._living():
             if holder.handles():
                 self.problems.append(f"{holder.name} is left with {holder.handles()}")
             held = {owner: link.held for owner, link in holder.links.items() if link.held}
@@ -292,11 +421,6 @@ class Simulation:
         alive = [name for name in self.alive if name.incarnation == self.places[name.owner].current.table.incarnation]
         if alive:
             self.problems.append(f"{len(alive)} values are left: {alive[:5]}")
-
-
-def _check(fork: Fork, expect: Callable[[BaseException | None], object]) -> None:
-    """Looks whether a reference arrived with its value."""
-    expect(fork.error)
 
 
 def _as_told(error: BaseException) -> BaseException:

@@ -52,7 +52,7 @@ class Request:
         done: Done,
         *,
         surroundings: Surroundings,
-        patience: float | None,
+        patience: float,
         wanted: Callable[[], bool],
     ) -> None:
         """Asks for the first time.
@@ -63,7 +63,7 @@ class Request:
             request: its request.
             done: called once, on whatever thread brings the answer.
             surroundings: the process around it.
-            patience: for how many seconds it may be asked; None: for ever.
+            patience: for how many seconds it may be asked.
             wanted: asked before each repetition.
         """
         self._ask = ask
@@ -71,7 +71,7 @@ class Request:
         self._request = request
         self._done = done
         self._surroundings = surroundings
-        self._until = None if patience is None else surroundings.clock() + patience
+        self._until = surroundings.clock() + patience
         self._wanted = wanted
         self._delay = _FIRST_DELAY
         self._asked_at = 0.0
@@ -79,11 +79,15 @@ class Request:
 
     def _attempt(self) -> None:
         now = self._asked_at = self._surroundings.clock()
-        left = ATTEMPT_SECONDS if self._until is None else min(ATTEMPT_SECONDS, max(self._until - now, 0.1))
+        left = min(ATTEMPT_SECONDS, max(self._until - now, 0.1))
         try:
             future = self._ask(self._method, self._request, left)
         except TensorcallError as error:
             self._failed(error.with_traceback(None))
+            return
+        except Exception as error:
+            # Somebody may wait for the end of this.
+            self._failed(InternalError(f"a defect of tensorcall: {type(error).__name__}: {error}"))
             return
         future.add_done_callback(self._answered)
 
@@ -101,7 +105,7 @@ class Request:
 
     def _failed(self, error: TensorcallError) -> None:
         transient = isinstance(error, (NetworkError, DeadlineExceeded, Overloaded))
-        patient = self._until is None or self._surroundings.clock() < self._until
+        patient = self._surroundings.clock() < self._until
         if not (transient and patient and self._wanted()):
             self._done(None, error, self._asked_at)
             return

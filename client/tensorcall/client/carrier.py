@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from tensorcall.client import processes
 from tensorcall.client.callbacks import refuse_to_wait
 from tensorcall.client.futures import CallFuture
 from tensorcall.client.letting_go import made_apart
@@ -86,6 +87,7 @@ class ItemQueue:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        self._generation = processes.generation
 
     def item(self, item: Any) -> None:
         """Takes an item."""
@@ -108,6 +110,7 @@ class ItemQueue:
                 is_item, value = self._queue.get_nowait()
             except queue.Empty:
                 refuse_to_wait(channel)
+                processes.refuse_inherited(self._generation, "this stream")
                 with waiting():
                     is_item, value = self._queue.get(timeout=min(remaining, threading.TIMEOUT_MAX))
         except queue.Empty:

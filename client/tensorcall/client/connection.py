@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 
 import grpc
 
+from tensorcall.client import processes
 from tensorcall.client.callbacks import carrying, refuse_to_wait
 from tensorcall.client.carrier import Carrier, closed_error, deadline_error, from_rpc_error, no_answer
 from tensorcall.client.futures import CallFuture
+from tensorcall.client.housekeeping import housekeeper
 from tensorcall.client.link import Link
 from tensorcall.client.options import grpc_timeout, seconds
 from tensorcall.client.payloads import PayloadReader
@@ -78,6 +80,7 @@ class Connection:
         patience = seconds("connect_timeout", connect_timeout)
         if patience <= 0:
             raise ValueError(f"connect_timeout is more than 0 seconds, not {connect_timeout!r}")
+        self._generation = processes.generation
         self.address = address
         self.metadata = tuple(metadata)
         self._wanted = carrier
@@ -92,6 +95,8 @@ class Connection:
         self.link = Link(self.ask_rrefs, address, way=lambda: self._channel)
         """What this process holds of the server's values, over this connection."""
         self.open_rref: Opener = open_rref or self._open_rref
+        processes.keep_in_children(self)
+        housekeeper.see_off(self.link)
         if known:
             references().add(self)
 
@@ -113,6 +118,9 @@ class Connection:
         """What carries calls, to be compared with; see `callbacks`."""
         return self._channel
 
+    def _refuse_inherited(self) -> None:
+        processes.refuse_inherited(self._generation, f"the connection to {self.address}")
+
     def _open_channel(self) -> grpc.Channel:
         with self._lock:
             if self._closed:
@@ -131,7 +139,10 @@ class Connection:
             Unreachable: nobody answers.
             DeadlineExceeded: nobody answered within the caller's time.
             Cancelled: the connection was closed, maybe in the meantime.
+            RequestError: it is the parent process'.
         """
+        if self._generation != processes.generation:
+            self._refuse_inherited()
         carrier = self._carrier
         if carrier is not None and carrier.alive:
             return carrier
@@ -187,6 +198,7 @@ class Connection:
         Raises:
             TensorcallError: it failed.
         """
+        self._refuse_inherited()
         limit = self._connect_timeout if timeout is None else timeout
         end = time.monotonic() + limit
         try:
@@ -218,14 +230,18 @@ class Connection:
 
         Raises:
             Cancelled: the connection was closed.
+            RequestError: it is the parent process'.
         """
+        self._refuse_inherited()
         # As long as there is one: the end of a lease is told while the connection is being closed.
         channel = self._channel or self._open_channel()
-        if self._stub is None:
-            self._stub = rref_service_pb2_grpc.RRefServiceStub(channel)
+        # It may be closed in between.
+        stub = self._stub
+        if stub is None:
+            stub = self._stub = rref_service_pb2_grpc.RRefServiceStub(channel)
         future = CallFuture(channel)
         try:
-            call = getattr(self._stub, method).future(request, timeout=grpc_timeout(timeout), metadata=self.metadata)
+            call = getattr(stub, method).future(request, timeout=grpc_timeout(timeout), metadata=self.metadata)
         except ValueError:
             if not self._closed:
                 raise
@@ -253,7 +269,15 @@ class Connection:
         return future
 
     def close(self) -> None:
-        """Cancels what is in flight, lets go of all references and ends the connection. Idempotent."""
+        """Cancels what is in flight, lets go of all references and ends the connection. Idempotent.
+
+        In a child process it only ends the child's use of it.
+        """
+        if self._generation != processes.generation:
+            # Its threads are not there, its socket and its locks are the parent's.
+            self._closed = True
+            self.link.close()
+            return
         with self._lock:
             first = not self._closed
             self._closed = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,10 @@ class Deadlines:
     """Timers that are mostly cancelled before they fire."""
 
     def __init__(self) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begins anew in a child process: the thread is not there, and what waits is the parent's business."""
         # Its lock is re-entrant: a stream that is collected as garbage calls its deadline off, wherever that happens.
         self._condition = threading.Condition()
         self._heap: list[tuple[float, int, list[Callable[[], None]]]] = []
@@ -86,3 +91,5 @@ class Deadlines:
 
 
 deadlines = Deadlines()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=deadlines.after_fork)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 # One for all forks: it is held for next to no time. Re-entrant, since garbage may be collected under it.
 _lock = threading.RLock()
+
+
+def _begin() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # Another thread of the parent's may have held it.
+    os.register_at_fork(after_in_child=_begin)
 
 
 class Fork:
@@ -65,7 +76,13 @@ class Fork:
             callback()
 
     def when_settled(self, callback: Callable[[], object]) -> None:
-        """Has this called once it is known what became of it; at once if it is. It must be quick."""
+        """Has this called once it is known what became of it; at once if it is. It must be quick.
+
+        Raises:
+            RequestError: it is pending, and the parent process' to know.
+        """
+        if self._callbacks is not None:
+            self.link.refuse_inherited()
         with _lock:
             if self._callbacks is not None:
                 self._callbacks.append(callback)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tensorcall.client import processes
 from tensorcall.client.callbacks import refuse_to_wait
 from tensorcall.wire.waiting import waiting
 
@@ -21,6 +22,7 @@ class CallFuture(concurrent.futures.Future[Any]):
         """Makes a future; the channel is what brings its result."""
         super().__init__()
         self._channel = channel
+        self._generation = processes.generation
         self._cancel_call: Callable[[], object] | None = None
         # Acquired once, by whoever ends the future: set_running_or_notify_cancel may be called only once.
         self._settled = threading.Lock()
@@ -40,7 +42,7 @@ class CallFuture(concurrent.futures.Future[Any]):
             cancel_call, self._cancel_call = self._cancel_call, None
             # Tells concurrent.futures.wait and as_completed.
             self._claim()
-            if cancel_call is not None:
+            if cancel_call is not None and self._generation == processes.generation:
                 cancel_call()
         return cancelled
 
@@ -49,7 +51,7 @@ class CallFuture(concurrent.futures.Future[Any]):
         try:
             if self.done():
                 return super().result()
-            refuse_to_wait(self._channel)
+            self._refuse_to_wait()
             with waiting():
                 return super().result(timeout)
         finally:
@@ -60,9 +62,13 @@ class CallFuture(concurrent.futures.Future[Any]):
         """Waits for the end of the call and returns what it raised; None if it returned."""
         if self.done():
             return super().exception()
-        refuse_to_wait(self._channel)
+        self._refuse_to_wait()
         with waiting():
             return super().exception(timeout)
+
+    def _refuse_to_wait(self) -> None:
+        refuse_to_wait(self._channel)
+        processes.refuse_inherited(self._generation, "this call")
 
     def resolve(self, result: Any) -> None:
         """Gives the future its result, unless it has ended."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import concurrent.futures
 import contextlib
 import logging
 import os
 import queue
 import threading
-from typing import Protocol, TypeVar
+import time
+import weakref
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 _log = logging.getLogger(__name__)
 
 # What waits longer is sent at last.
 _MAX_BATCH = 10_000
+# How long the end of the process may be held up, in seconds.
+_LEAVE_SECONDS = 0.9
 
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -27,6 +34,13 @@ class Household(Protocol[T_contra]):
         """Called after a batch of them."""
 
 
+class Leaver(Protocol):
+    """What others should know of when this process ends."""
+
+    def leave(self) -> Future[Any] | None:
+        """Tells them, without waiting; returns the future of their answer, if there is one."""
+
+
 class Housekeeper:
     """One thread for all references of this process; it starts with the first."""
 
@@ -39,6 +53,7 @@ class Housekeeper:
         # Unlike queue.Queue's, its put may be called from __del__, at any point of another put.
         self._queue: queue.SimpleQueue[tuple[Household[object], object]] = queue.SimpleQueue()
         self._started = False
+        self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
 
     def after_fork(self) -> None:
         """Begins anew in a child process: the thread is not there, and what waits is the parent's business."""
@@ -57,6 +72,29 @@ class Housekeeper:
     def post(self, household: Household[object], item: object) -> None:
         """Has `household.take(item)` called, and `flush` soon after. From anywhere."""
         self._queue.put((household, item))
+
+    def see_off(self, leaver: Leaver) -> None:
+        """Has this leave when the process ends, if it is there then."""
+        with self._lock:
+            self._leavers.add(leaver)
+
+    def leave(self) -> None:
+        """Tells the others that this process ends, which takes next to no time, whatever happens."""
+        end = time.monotonic() + _LEAVE_SECONDS
+        with self._lock:
+            leavers = list(self._leavers)
+        asked = []
+        for leaver in leavers:
+            try:
+                future = leaver.leave()
+            except Exception as error:
+                _log.debug("an owner was not told that this process ends: %s", error)
+                continue
+            if future is not None:
+                asked.append(future)
+            if time.monotonic() > end:
+                return
+        concurrent.futures.wait(asked, max(0.0, end - time.monotonic()))
 
     def _run(self, queued: queue.SimpleQueue[tuple[Household[object], object]]) -> None:
         while True:
@@ -83,5 +121,7 @@ class Housekeeper:
 
 
 housekeeper = Housekeeper()
+# In a child process it has only the child's own.
+atexit.register(housekeeper.leave)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=housekeeper.after_fork)

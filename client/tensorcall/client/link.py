@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tensorcall.client import processes
 from tensorcall.client.asking import ATTEMPT_SECONDS, Ask, Done, Request, Surroundings
 from tensorcall.client.carrier import closed_error
 from tensorcall.client.forks import Fork
@@ -24,10 +25,12 @@ from tensorcall.v1 import rref_pb2
 from tensorcall.v1 import rref_service_pb2 as pb
 from tensorcall.wire.errors import (
     Cancelled,
+    InternalError,
     OwnerRestarted,
     RemoteError,
     RRefExpired,
     TensorcallError,
+    Unreachable,
 )
 from tensorcall.wire.rrefs import RRefId
 
@@ -38,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 # For how long an owner is asked for a fork that does not answer, in seconds.
 _FORK_PATIENCE = 20.0
+# After so many seconds without a word from here an owner lets go by itself, where its leases' time is not known.
+_LEASE_SECONDS = 60.0
 _MAX_BATCH = 10_000
 _REVOKE_PATIENCE = 1.0
 _AFTER_FAILURE = 1.0
@@ -85,7 +90,7 @@ class Link:
         self._way = way
         self._surroundings = surroundings or Surroundings()
         self._clock = self._surroundings.clock
-        self._pid = os.getpid()
+        self._generation = processes.generation
         # Re-entrant: under it garbage may be collected whose callbacks come here.
         self._lock = threading.RLock()
         self._last_number = 0
@@ -105,6 +110,8 @@ class Link:
         self._anonymous_to_release: list[int] = []
         # How much is in the release that is under way.
         self._releasing = 0
+        # Whether the owner does not answer: what is to be released waits until it does, or the lease has lapsed.
+        self._silent = False
         self._call_off: Callable[[], None] | None = None
         # Whether the owner may hold anything for this process.
         self._used = False
@@ -115,10 +122,19 @@ class Link:
         """What brings answers, to be compared with; see `callbacks`."""
         return self._way()
 
+    def refuse_inherited(self) -> None:
+        """Raises a RequestError in a child process of the one that it was made in."""
+        processes.refuse_inherited(self._generation, f"the connection to {self.address}")
+
     @property
     def held(self) -> int:
-        """How many forks and holds there are, with those whose release is under way."""
+        """How many forks and holds there are, with those whose release is under way.
+
+        Where the owner does not answer, these are not counted: they lapse with the lease, or go with its end.
+        """
         with self._lock:
+            if self._silent:
+                return len(self._forks) + self._holding
             waiting = len(self._numbers_to_release) + len(self._holds_to_release) + len(self._anonymous_to_release)
             return len(self._forks) + self._holding + waiting + self._releasing
 
@@ -162,7 +178,9 @@ class Link:
 
         Raises:
             Unreachable, DeadlineExceeded: the owner does not answer within `timeout` seconds, or in its own time.
+            RequestError: this is a child process.
         """
+        self.refuse_inherited()
         lease = self._lease
         if lease is not None and self.has_lease:
             return lease
@@ -187,6 +205,8 @@ class Link:
 
     def doubt(self) -> None:
         """Tells that the owner lacks what is held there: before the next name it is asked whether the lease holds."""
+        if self._generation != processes.generation:
+            return
         with self._lock:
             lease = self._lease
             if lease is None or self._closed:
@@ -196,6 +216,7 @@ class Link:
 
     def grant(self) -> CallFuture:
         """Asks for a lease, or its renewal, unless somebody does; returns what tells when it is there."""
+        self.refuse_inherited()
         with self._lock:
             if self._granting is not None:
                 return self._granting
@@ -207,6 +228,7 @@ class Link:
                 self._granting = None
                 if error is None and not self._closed:
                     lost = self._granted(response, asked_at)
+                    self._answered()
             _settle(lost)
             if error is None:
                 granting.resolve(None)
@@ -228,6 +250,12 @@ class Link:
         self._lease = Lease(response.worker, response.incarnation, response.first_sequence, seconds, asked_at + seconds)
         self._peer = (response.worker, response.incarnation)
         return lost
+
+    def _answered(self) -> None:
+        """Takes note that the owner does answer; with the lock held."""
+        if self._silent:
+            self._silent = False
+            self._surroundings.post(self, None)
 
     def _keep(self, at_least: float = 0.0) -> None:
         """Has the lease kept alive as long as anything is held."""
@@ -272,10 +300,8 @@ class Link:
             # What was asked for in the meantime may be held anew.
             if not restarted or fork.rref_id.incarnation == restarted:
                 lost.append((fork, error))
-                self._give_up(fork, release=not restarted)
-        if restarted:
-            self._numbers_to_release.clear()
-            self._holds_to_release.clear()
+                self._give_up(fork)
+        # What is to be released may be of the new start, too, where its number means nothing else.
         if lost:
             _log.warning("%s references to values at %s are lost: %s", len(lost), self.address, error)
             self._surroundings.post(self, None)
@@ -318,6 +344,7 @@ class Link:
         return fork
 
     def _new(self, rref_id: RRefId) -> Fork:
+        self.refuse_inherited()
         with self._lock:
             if self._closed:
                 raise closed_error()
@@ -344,6 +371,9 @@ class Link:
         if isinstance(error, RemoteError):
             # That is what the value is now: whoever fetches it is told.
             error = None
+        elif error is None and not isinstance(call.result(), RRefId):
+            answered = type(call.result()).__name__
+            error = InternalError(f"the server at {self.address} answered a {answered}, and not with a value's name")
         elif error is None and call.result() != fork.rref_id:
             made: RRefId = call.result()
             restarted = made.incarnation != fork.rref_id.incarnation
@@ -367,21 +397,29 @@ class Link:
             if fork.number in self._forks:
                 if error is None:
                     self._unsettled.pop(fork.number, None)
+                    self._answered()
+                elif isinstance(error, Unreachable):
+                    self._silent = True
                 if error is not None or fork.dropped:
-                    self._give_up(fork, release=True)
+                    self._give_up(fork)
                     self._surroundings.post(self, None)
         fork.settle(error)
 
     def let_go(self, fork: Fork) -> None:
         """Releases a fork, once it is settled. Only queues that: may be called from `__del__`."""
+        if self._generation != processes.generation:
+            return  # what the parent holds is not this process' to release
         self._surroundings.post(self, fork)
 
-    def _give_up(self, fork: Fork, *, release: bool) -> None:
+    def _give_up(self, fork: Fork) -> None:
+        # After a restart, too: a call with its number may have been taken by the new start.
         del self._forks[fork.number]
-        if release:
-            self._numbers_to_release.append(fork.number)
-        else:
-            self._unsettled.pop(fork.number, None)
+        self._numbers_to_release.append(fork.number)
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        """Takes note that the owner never hears of these any more; with the lock held."""
+        for number in numbers:
+            self._unsettled.pop(number, None)
 
     # --- answers that hold references ---
 
@@ -410,6 +448,8 @@ class Link:
 
     def release_hold(self, hold: int) -> None:
         """Releases a hold of an answer: nobody reads it, or all of its references are held. `__del__` may call it."""
+        if self._generation != processes.generation:
+            return
         self._surroundings.start()
         self._surroundings.post(self, hold)
 
@@ -417,13 +457,11 @@ class Link:
 
     def take(self, item: object) -> None:
         """Takes what was posted: a fork whose handle is gone, a hold that is not needed any more, something to do."""
-        if self._pid != os.getpid():
-            return  # what the parent holds is not this process' to release
         if isinstance(item, Fork):
             with self._lock:
                 item.dropped = True
                 if item.settled and item.number in self._forks:
-                    self._give_up(item, release=True)
+                    self._give_up(item)
         elif isinstance(item, AnonymousHold):
             with self._lock:
                 self._anonymous_to_release.append(item)
@@ -446,25 +484,32 @@ class Link:
                 return
             self._releasing = len(numbers) + len(holds)
             del self._numbers_to_release[: len(numbers)], self._holds_to_release[: len(holds)]
-            incarnation = self._lease.incarnation if self._lease else 0
+            patience = self._lease.seconds if self._lease else _LEASE_SECONDS
             # Numbers that leave just now are said to have been said when they are known to have arrived.
             floor = next(iter(self._unsettled), self._last_number + 1)
-        request = pb.ReleaseRequest(
-            client_id=self.client_id, incarnation=incarnation, numbers=numbers, holds=holds, settled_below=floor
-        )
+        # Of no start in particular: the owner may have been restarted since, and have confirmed forks, unnoticed here.
+        request = pb.ReleaseRequest(client_id=self.client_id, numbers=numbers, holds=holds, settled_below=floor)
 
         def done(_: object, error: TensorcallError | None, asked_at: float) -> None:
             with self._lock:
                 self._releasing = 0
-                for number in numbers:
-                    self._unsettled.pop(number, None)
+                if error is None:
+                    self._forget(numbers)
+                else:
+                    # The lease has lapsed by now, and all is gone with it; unless the owner is heard of again.
+                    self._numbers_to_release[:0] = numbers
+                    self._holds_to_release[:0] = holds
                 more = bool(self._numbers_to_release or self._holds_to_release or self._anonymous_to_release)
+                if error is None:
+                    self._silent = False
+                else:
+                    self._silent, more = True, False
             if error is not None and not self._closed:
                 _log.warning("references could not be released at %s: %s", self.address, error)
             if more:
                 self._surroundings.post(self, None)
 
-        self._request("Release", request, done, None)
+        self._request("Release", request, done, patience)
 
     def _flush_anonymous(self) -> None:
         holds, self._anonymous_to_release = self._anonymous_to_release, []
@@ -480,7 +525,7 @@ class Link:
 
         self._request("Release", pb.ReleaseRequest(holds=holds), done, ATTEMPT_SECONDS)
 
-    def _request(self, method: str, request: Any, done: Done, patience: float | None) -> None:
+    def _request(self, method: str, request: Any, done: Done, patience: float) -> None:
         Request(
             self._ask,
             method,
@@ -494,29 +539,41 @@ class Link:
     # --- the end ---
 
     def close(self) -> None:
-        """Ends the lease: all that is held goes. Waits for a moment for the owner to know. Idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            used = self._last_number > 0 or self._lease is not None or self._used
-            call_off, self._call_off = self._call_off, None
-            forks = list(self._forks.values())
-            self._forks.clear()
-        if call_off is not None:
-            call_off()
-        if used:
-            self._revoke()
-        for fork in forks:
-            fork.settle(closed_error())
+        """Ends the lease: all that is held goes. Waits for a moment for the owner to know. Idempotent.
 
-    def _revoke(self) -> None:
+        In a child process it ends nothing: all is the parent's.
+        """
         try:
-            revoking = self._ask("RevokeLease", pb.RevokeLeaseRequest(client_id=self.client_id), _REVOKE_PATIENCE)
-            revoking.result(_REVOKE_PATIENCE)
+            revoking = self.leave()
+            if revoking is not None:
+                revoking.result(_REVOKE_PATIENCE)
         except Exception as error:
             # The lease lapses by itself.
             _log.debug("the lease at %s could not be revoked: %s", self.address, error)
+        if self._generation != processes.generation:
+            return
+        with self._lock:
+            forks = list(self._forks.values())
+            self._forks.clear()
+        for fork in forks:
+            fork.settle(closed_error())
+
+    def leave(self) -> Future[Any] | None:
+        """Begins `close`, and does not wait: returns the future of the owner's answer, None if it need not know."""
+        if self._generation != processes.generation:
+            self._closed = True  # without the lock, which the parent may have held
+            return None
+        with self._lock:
+            if self._closed:
+                return None
+            self._closed = True
+            used = self._last_number > 0 or self._lease is not None or self._used
+            call_off, self._call_off = self._call_off, None
+        if call_off is not None:
+            call_off()
+        if not used:
+            return None
+        return self._ask("RevokeLease", pb.RevokeLeaseRequest(client_id=self.client_id), _REVOKE_PATIENCE)
 
 
 def _settle(lost: list[tuple[Fork, TensorcallError]]) -> None:

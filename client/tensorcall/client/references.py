@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tensorcall.client.deadlines import deadlines
-from tensorcall.wire.errors import BadPayload, RRefUnknown
+from tensorcall.wire.errors import BadPayload, Overloaded, RRefUnknown
 from tensorcall.wire.rrefs import RRefId
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 # How long a connection stays that was opened for references, once it has none, in seconds.
 _IDLE_SECONDS = 60.0
+# To so many owners connections are opened here, at most: it is peers who name them.
+_MAX_OWNERS = 1000
 
 
 class References:
@@ -51,6 +53,7 @@ class References:
         Raises:
             RRefUnknown: it does not say where its owner is.
             BadPayload: where it says that is, is no address.
+            Overloaded: there are references to values of too many owners.
         """
         from tensorcall.client.user_rref import UserRRef
 
@@ -79,6 +82,12 @@ class References:
                 host, _, port = address.rpartition(":")
                 if not host or "/" in host or not port.isdigit():
                     raise BadPayload(f"a reference's owner is said to be at {address!r:.200}, which is not HOST:PORT")
+                if len(self._own) >= _MAX_OWNERS:
+                    raise Overloaded(
+                        f"this process has connections to {_MAX_OWNERS:,} owners of references that it was sent, and "
+                        f"opens no other to {address}: let go of references (a connection goes {_IDLE_SECONDS:g} s "
+                        "after its last one), or connect() to the owner first"
+                    )
                 connection = self._own[address] = Connection(address, "auto", _CONNECT_SECONDS, known=False)
                 deadlines.after(_IDLE_SECONDS, self._closer(address))
             return connection

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from tensorcall.client import processes
 from tensorcall.client.callbacks import carrying, refuse_to_wait
 from tensorcall.client.carrier import ItemSink, closed_error, deadline_error, from_rpc_error, no_answer, unreadable
 from tensorcall.client.deadlines import deadlines
@@ -132,6 +133,7 @@ class SessionCarrier:
             NotImplementedByPeer: the server has no sessions.
             Unreachable: nobody answers there.
         """
+        self._generation = processes.generation
         self._channel = channel
         self._address = address
         self.chunk_above: int | None = CHUNK_BYTES
@@ -242,6 +244,8 @@ class SessionCarrier:
 
     def _cancel(self, pending: _Pending) -> None:
         """Forgets a call and tells the server. Idempotent."""
+        if self._generation != processes.generation:
+            return  # the parent's
         if pending.off is not None:
             pending.off()
         if self._forget(pending):
@@ -265,7 +269,7 @@ class SessionCarrier:
 
     def credit(self, number: int, items: int) -> None:
         """Lets a stream go on."""
-        if number in self._pending:
+        if number in self._pending and self._generation == processes.generation:
             self._outbox.put(frames.credit(number, items))
 
     # --- what arrives; on the reading thread ---

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from tensorcall.client import processes
 from tensorcall.client.callbacks import carrying
 from tensorcall.client.carrier import ItemSink, closed_error, deadline_error, from_rpc_error, unreadable
 from tensorcall.client.futures import CallFuture
@@ -243,6 +244,7 @@ class _UnaryStream:
 
     def __init__(self, call: Any, prefetch: int) -> None:
         self._call = call
+        self._generation = processes.generation
         # gRPC's own flow control counts bytes; this counts items, so that the function is paused.
         self._credit = threading.Semaphore(prefetch)
 
@@ -255,6 +257,8 @@ class _UnaryStream:
 
     def cancel(self) -> None:
         """Tells the server to stop."""
+        if self._generation != processes.generation:
+            return  # the parent's
         self._call.cancel()
         # The thread that reads may wait for credit.
         self._credit.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import types
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -214,11 +215,18 @@ class UserRRef(RRef):
         """Returns the class that a name means here. Imports nothing: it is the owner who names it."""
         found: Any = sys.modules.get(module)
         for part in name.split("."):
-            found = getattr(found, part, None)
-        return found if isinstance(found, type) else RemoteClass(module, name)
+            found = _named_in(found, part)
+        return found if issubclass(type(found), type) else RemoteClass(module, name)
 
     def __repr__(self) -> str:
         return f"UserRRef({self._fork.rref_id})"
+
+
+def _named_in(place: object, name: str) -> Any:
+    """Returns what a module or class has of that name. Runs nothing of theirs: modules may import what is asked for."""
+    if not issubclass(type(place), (types.ModuleType, type)):
+        return None
+    return object.__getattribute__(place, "__dict__").get(name)
 
 
 class Proxy:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from tensorcall.rpc import addresses, errors
 from tensorcall.rpc.constants import UNSET_RPC_TIMEOUT
 from tensorcall.rpc.options import TensorPipeRpcBackendOptions
-from tensorcall.rpc.outgoing import Outgoing
+from tensorcall.rpc.outgoing import Call, Outgoing
 from tensorcall.rpc.rref_context import Handle, RRefContext
-from tensorcall.rpc.serving import Serving
+from tensorcall.rpc.serving import PING, Serving
 from tensorcall.rpc.worker_info import WorkerInfo
 from tensorcall.rpc.world import Member, World
 from tensorcall.server.config import ServerConfig
@@ -20,7 +21,13 @@ from tensorcall.server.context import Peer
 from tensorcall.server.expose import Registry
 from tensorcall.server.handler import Handler
 from tensorcall.server.server import Server
+from tensorcall.v1 import handler_service_pb2 as pb
+from tensorcall.wire.calls import Target
+from tensorcall.wire.errors import TensorcallError
 from tensorcall.wire.rrefs import RRefId
+
+if TYPE_CHECKING:
+    from tensorcall.rpc.futures import RpcFuture
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +42,12 @@ _MAX_THREADS = 4096
 _MAX_RREFS, _MAX_RREF_BYTES = 1 << 40, 1 << 62
 # How long answers that are due may take to leave when this worker does.
 _LAST_ANSWERS_SECONDS = 0.5
+# How long a worker has to answer, if there is so much time; and for how long it may give no answer at all: a process
+# or a host that was stopped keeps its connections, and would be waited for for ever.
+PING_SECONDS = 5.0
+_SILENT_SECONDS = 60.0
+# Silence is counted from one look to the next, if they lie no further apart than this.
+_LOOKS_APART_SECONDS = 20.0
 
 
 class RpcAgent:
@@ -61,6 +74,8 @@ class Agent(RpcAgent):
         self._closed = False
         # Whether it was waited for until no call of a user was in flight.
         self._idle = False
+        # Those that did not answer when they were looked at: since when, and when the last time.
+        self._silent: dict[str, tuple[float, float]] = {}
         secret = world.secret
         config = ServerConfig(
             bind=addresses.to_bind(options),
@@ -176,18 +191,65 @@ class Agent(RpcAgent):
         connection = self.outgoing.connection(self.member(rref_id.owner))
         return Handle(connection, connection.link.fork(rref_id))
 
-    def check_alive(self, names: list[str], seconds: float = 5.0) -> None:
-        """Returns if workers answer.
+    def check_alive(self, names: Iterable[str], seconds: float = PING_SECONDS) -> None:
+        """Returns if workers answer, or may be slow.
+
+        Args:
+            names: theirs; they are looked at all at once.
+            seconds: how long that may take.
 
         Raises:
-            RuntimeError: one is gone; it names it.
+            RuntimeError: some are gone; it names them.
         """
+        dead = self.find_dead(names, seconds)
+        if dead:
+            raise RuntimeError("; ".join(dead.values()))
+
+    def find_dead(self, names: Iterable[str], seconds: float = PING_SECONDS) -> dict[str, str]:
+        """Returns those workers that are gone, and what is known of it; looks at all at once."""
+        began = time.monotonic()
+        pings: dict[str, RpcFuture] = {}
+        dead: dict[str, str] = {}
         for name in names:
-            member = self.member(name)
-            error = self.outgoing.ping(member, seconds)
+            try:
+                pings[name] = self.outgoing.submit(self.member(name), Call(Target(PING), ()), max(seconds, 0.001), None)
+            except RuntimeError as error:
+                dead[name] = f"{name} is gone: {error}"
+        answers = {name: when_done(ping) for name, ping in pings.items()}
+        for name, ping in pings.items():
+            in_time = answers[name].wait(max(0.0, began + seconds - time.monotonic()))
+            if in_time and ping.error is None:
+                self._silent.pop(name, None)
+            elif in_time and not isinstance(ping.error, errors.RpcTimeout):
+                dead[name] = f"{self.member(name).info} is gone: {ping.error}"
             # A worker that is only slow is not gone.
-            if error is not None and not isinstance(error, errors.RpcTimeout):
-                raise RuntimeError(f"{member.info} is gone: {error}") from error
+            elif self._is_silent(name, began, seconds):
+                dead[name] = f"{self.member(name).info} is gone: it has not answered for {_SILENT_SECONDS:g} s"
+        return dead
+
+    @property
+    def silent(self) -> set[str]:
+        """Those workers that did not answer when they were last looked at."""
+        return set(self._silent)
+
+    def _is_silent(self, name: str, began: float, seconds: float) -> bool:
+        """Takes note of a worker that has not answered; returns whether it has not for too long."""
+        now = time.monotonic()
+        since, last = self._silent.get(name, (began, began))
+        if began - last > _LOOKS_APART_SECONDS:
+            since = began
+        self._silent[name] = since, now
+        if now - since < _SILENT_SECONDS or seconds < PING_SECONDS:
+            return False
+        try:
+            # It may have more calls to run than it can: this asks past them.
+            self.outgoing.connection(self.member(name)).ask(
+                "ListFunctions", pb.ListFunctionsRequest(prefix=PING), seconds
+            )
+        except (TensorcallError, RuntimeError):
+            return True
+        self._silent.pop(name, None)
+        return False
 
     # --- what is known of it ---
 
@@ -265,3 +327,10 @@ class Agent(RpcAgent):
         self.outgoing.close()
         # The others are told that this one has got their last message; unless it leaves without a word.
         self.server.stop(_LAST_ANSWERS_SECONDS if self._idle else 0)
+
+
+def when_done(future: RpcFuture) -> threading.Event:
+    """Returns what is set as soon as a call has ended: unlike the future, it can be waited for for some time only."""
+    ended = threading.Event()
+    future.add_done_callback(lambda _: ended.set())
+    return ended

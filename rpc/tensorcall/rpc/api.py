@@ -346,7 +346,7 @@ def shutdown(graceful: bool = True, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT) -
 
     Args:
         graceful: wait for the others, and until no call is in flight anywhere.
-        timeout: how many seconds to wait for them at most; 0: as long as they live.
+        timeout: how many seconds to wait for all of that at most; 0: as long as they live.
 
     Raises:
         RuntimeError: another worker is gone, or took too long; or, with `api._ignore_rref_leak = False`, others still
@@ -356,16 +356,21 @@ def shutdown(graceful: bool = True, timeout: float = DEFAULT_SHUTDOWN_TIMEOUT) -
     if not graceful:
         _finalize_shutdown()
         return
+    deadline = gathering.Deadline(timeout)
+
+    def limit() -> tuple[timedelta, ...]:
+        left = deadline.left()
+        return (timedelta(seconds=left),) if left else ()
+
     try:
-        limit = (timedelta(seconds=timeout),) if timeout else ()
         if getattr(agent, "is_static_group", True):
             _wait_all_workers(timeout)
-            _delete_all_user_and_unforked_owner_rrefs(*limit)
-            agent.join(shutdown=True, timeout=timeout)
+            _delete_all_user_and_unforked_owner_rrefs(*limit())
+            agent.join(shutdown=True, timeout=deadline.left())
         else:
             # The others stay: what they hold of this worker's values is gone, and they are told so.
-            agent.wait_idle(timeout or None)
-            agent.rrefs.delete_users(*limit)
+            agent.wait_idle(deadline.left() or None)
+            agent.rrefs.delete_users(*limit())
     finally:
         # Whatever went wrong with the others, this worker ends in order.
         _finalize_shutdown()

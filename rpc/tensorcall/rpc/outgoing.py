@@ -6,7 +6,6 @@ import concurrent.futures
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +15,7 @@ from tensorcall.client.deadlines import deadlines
 from tensorcall.rpc import errors
 from tensorcall.rpc.futures import RpcFuture
 from tensorcall.rpc.local_calls import LocalCalls
-from tensorcall.rpc.serving import NOTHING, PING, Note
+from tensorcall.rpc.serving import NOTHING, Note
 from tensorcall.rpc.worker_info import WorkerInfo
 from tensorcall.rpc.world import Member
 from tensorcall.server.pool import Pool
@@ -343,16 +342,6 @@ class Outgoing:
 
         call_off = deadlines.after(timeout, late) if timeout is not None else _nothing
         return settled
-
-    def ping(self, to: Member, timeout: float) -> BaseException | None:
-        """Looks whether a worker answers; returns why not if it doesn't."""
-        began = time.monotonic()
-        try:
-            self.submit(to, Call(Target(PING), ()), timeout, None).wait()
-        except Exception as error:
-            _log.debug("%s does not answer (%.1f s)", to.info, time.monotonic() - began)
-            return error
-        return None
 
     def close(self) -> None:
         """Ends all connections; what is in flight fails."""

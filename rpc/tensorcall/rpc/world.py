@@ -22,6 +22,8 @@ from tensorcall.rpc import world_secret
 from tensorcall.rpc.worker_info import WorkerInfo
 
 _SECRET, _STATIC, _COUNT = "secret", "rpcIsStaticGroup", "members"
+# How long it is believed that somebody is still there, in a world where they come and go.
+_BELIEVED_SECONDS = 1.0
 _MIXED = "RPC group mixes statically and dynamically initialized members which is not supported."
 
 if TYPE_CHECKING:
@@ -181,6 +183,8 @@ class GrowingWorld(World):
         self._lock = threading.Lock()
         # Places that were read, and the members there; None for those who left.
         self._read: dict[int, Member | None] = {}
+        # When it was last looked whether they had left.
+        self._looked: dict[int, float] = {}
         _agree(store, _STATIC, "0")
         self.secret = world_secret.configured() or _agreed(store, _SECRET, secrets.token_urlsafe(32))
 
@@ -203,17 +207,31 @@ class GrowingWorld(World):
             return sorted((member for member in self._read.values() if member is not None), key=lambda m: m.id)
 
     def find(self, key: str | int) -> Member | None:
-        """Finds a worker by its name or id; looks into the store for those not known yet."""
-        for member in list(self._read.values()):
-            if member is not None and key in (member.name, member.id):
+        """Finds a worker by its name or id; looks into the store for those not known yet, or not asked for lately."""
+        for place, member in list(self._read.items()):
+            if member is not None and key in (member.name, member.id) and self._is_there(place):
                 return member
         return super().find(key)
+
+    def _is_there(self, place: int) -> bool:
+        """Looks whether whoever was at a place has not left; at most once a second."""
+        now = time.monotonic()
+        if now - self._looked.get(place, now - _BELIEVED_SECONDS) >= _BELIEVED_SECONDS:
+            # Before it looks: while one thread does, the others do not wait for the store.
+            self._looked[place] = now
+            # Whoever hosted the store may have left: those who are known can be called all the same.
+            with contextlib.suppress(RuntimeError):
+                if self.store.check([f"left/{place}"]):
+                    self._read[place] = None
+                    return False
+        return True
 
     def _refresh(self) -> None:
         count = self.store.add(_COUNT, 0)
         for place in range(1, count + 1):
             if self._read.get(place, self) is None:
                 continue
+            self._looked[place] = time.monotonic()
             if self.store.check([f"left/{place}"]):
                 self._read[place] = None
             elif place not in self._read and self.store.check([f"member/{place}"]):
