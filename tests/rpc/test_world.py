@@ -18,7 +18,7 @@ from support.servers import eventually
 
 from tensorcall import rpc
 from tensorcall.rpc import addresses
-from tensorcall.rpc.world import GrowingWorld, Member, StaticWorld, interruptible
+from tensorcall.rpc.world import GrowingWorld, Member, StaticWorld, interruptible, keep_store_private
 from tensorcall.rpc.world_secret import SECRET
 
 
@@ -179,6 +179,23 @@ def test_waiting_gives_what_it_waits_for() -> None:
     assert interruptible(lambda: threading.current_thread().name) == "tensorcall-rendezvous"
     with pytest.raises(KeyError, match="x"):
         interruptible(lambda: {}["x"])
+
+
+def test_the_store_is_kept_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "a store"
+    store.touch(0o644)
+    keep_store_private(f"file://{tmp_path}/a%20store")
+    assert store.stat().st_mode & 0o777 == 0o600
+    keep_store_private("tcp://127.0.0.1:29500")
+    assert not caplog.records
+    keep_store_private("tcp://10.0.0.5:29500")
+    assert "TENSORCALL_RPC_SECRET" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("TENSORCALL_RPC_SECRET", "something-long")
+    keep_store_private("tcp://10.0.0.5:29500")
+    assert not caplog.records
 
 
 def scenario_again(rank: int) -> None:

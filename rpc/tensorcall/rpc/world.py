@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import secrets
 import threading
 import time
@@ -17,9 +19,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from tensorcall.rpc import world_secret
 from tensorcall.rpc.worker_info import WorkerInfo
+
+_log = logging.getLogger(__name__)
 
 _SECRET, _STATIC, _COUNT = "secret", "rpcIsStaticGroup", "members"
 # How long it is believed that somebody is still there, in a world where they come and go.
@@ -270,6 +275,30 @@ def _wait(store: Any, key: str, seconds: float) -> bool:
     return True
 
 
+def keep_store_private(init_method: str) -> None:
+    """Keeps others from reading the world's secret in the rendezvous' store, as far as that is up to us.
+
+    Who reads it can have the workers run what he likes. A file is made readable by its owner alone. torch's TCP store
+    listens on all interfaces and lets everybody read: there, only a secret that is set on each worker is one.
+    """
+    url = urlsplit(init_method)
+    if world_secret.configured():
+        return
+    if url.scheme == "file":
+        # Made by another user, it is that one's to keep; and it may be gone already.
+        with contextlib.suppress(OSError):
+            os.chmod(unquote(url.path), 0o600)
+        return
+    host = os.environ.get("MASTER_ADDR", "") if url.scheme == "env" else url.hostname
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        _log.warning(
+            "the world's secret lies in the store at %s, where whoever reaches it can read it: set %s to the same long "
+            "random text on all workers",
+            host,
+            world_secret.SECRET,
+        )
+
+
 def join(store: Any, name: str, rank: int, world_size: int | None, options: TensorPipeRpcBackendOptions) -> Agent:
     """Makes this process a worker of the world that meets in a store.
 
@@ -286,6 +315,8 @@ def join(store: Any, name: str, rank: int, world_size: int | None, options: Tens
     # Late: the agent knows worlds.
     from tensorcall.rpc import agent
 
+    if rank >= 0:
+        keep_store_private(options.init_method)
     world: World
     if world_size:
         world = StaticWorld(store, rank, world_size, options.rpc_timeout)
