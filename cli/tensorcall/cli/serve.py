@@ -115,6 +115,7 @@ _count = click.IntRange(min=1)
     type=click.FloatRange(min=0, min_open=True),
     help="How long references are kept of a client that gives no sign of life.  [default: 60]",
 )
+@_option("--max-clients", metavar="N", type=_count, help="How many clients may hold references.  [default: 10000]")
 @_option(
     "--max-rrefs-per-client", metavar="N", type=_count, help="How many references a client may hold.  [default: 100000]"
 )
