@@ -16,7 +16,6 @@ from support.forking import in_child
 from support.servers import ServerProcess, eventually
 
 from tensorcall.client import connect
-from tensorcall.client.references import references
 from tensorcall.client.remote import Remote
 from tensorcall.v1 import rref_service_pb2 as pb
 from tensorcall.wire import errors
