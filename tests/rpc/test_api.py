@@ -12,7 +12,7 @@ import torch
 from support import ranks
 
 from tensorcall import rpc
-from tensorcall.rpc import api, errors, futures, internal
+from tensorcall.rpc import api, constants, errors, futures, internal
 from tensorcall.rpc.futures import RpcFuture
 from tensorcall.rpc.worker_info import WorkerInfo
 from tensorcall.wire.errors import DeadlineExceeded, RemoteError, Unreachable
@@ -228,6 +228,72 @@ def scenario_picklers(rank: int) -> None:
 
 def test_picklers(tmp_path: Path) -> None:
     ranks.run(__file__, "scenario_picklers", tmp_path)
+
+
+class Weight:
+    """A value that is pickled by a reducer of its own."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def _remade(*rebuild: Any) -> Weight:
+    receive, args = rebuild
+    return Weight(receive(*args))
+
+
+def test_reducers_of_others_use_the_table() -> None:
+    pickler = internal._internal_rpc_pickler
+    pickler._register_reducer(Weight, lambda weight: (_remade, pickler._tensor_reducer(weight.tensor)))
+    weight = Weight(torch.ones(3))
+    data, tensors = internal.serialize([torch.zeros(2), weight, torch.zeros(1)])
+    assert [tensor.numel() for tensor in tensors] == [2, 3, 1]
+    assert tensors[1] is weight.tensor
+    assert internal.deserialize(data, tensors)[1].tensor is weight.tensor
+    assert not vars(internal._thread_local_tensor_tables)
+
+
+@torch.jit.script
+def doubled(a: torch.Tensor, times: int = 2) -> torch.Tensor:
+    return a * times
+
+
+def scenario_as_torchs_own_code_calls(rank: int) -> None:
+    one, to = torch.ones(2), rpc.get_worker_info(f"worker{1 - rank}")
+    for func, later, expected in ((min, False, 2), (answers_later, True, 4)):
+        args = (f"worker{rank}", 3) if later else (2, 3)
+        data, tensors = internal.serialize(internal.PythonUDF(func, args, {}))
+        assert api._invoke_rpc_python_udf(to, data, tensors, -1.0, later).wait() == expected
+        assert api._invoke_remote_python_udf(to, data, tensors, -1.0, later).to_here() == expected
+    assert api._invoke_rpc_builtin(to, "aten::add", -1.0, one, 1, alpha=3).wait().sum() == 8
+    assert api._invoke_remote_builtin(to, "aten::add", -1.0, one, 1).to_here().sum() == 4
+    name = torch._jit_internal._qualified_name(doubled)
+    assert api._invoke_rpc_torchscript(to.name, name, (one,), {"times": 3}, -1.0, False).wait().sum() == 6
+    assert api._invoke_remote_torchscript(to.name, name, -1.0, False, one, times=3).to_here().sum() == 6
+    # How torch's handler runs what arrived.
+    assert internal._run_function(internal.PythonUDF(min, (2, 1), {})) == 1
+    internal._handle_exception(1)
+    failed = internal._run_function(internal.PythonUDF(int, ("x",), {}))
+    assert failed.exception_type is ValueError
+    with pytest.raises(ValueError, match=rf"On WorkerInfo\(id={rank}, name=worker{rank}\):\nValueError"):
+        internal._handle_exception(failed)
+    failed = internal._run_function(internal.deserialize(b"cnowhere_at_all\nf\n.", []))
+    assert isinstance(failed, internal.RemoteException)
+    with pytest.raises(RuntimeError, match=r"Failed to create original exception type.*was out"):
+        internal._handle_exception(internal.RemoteException("out", Odd))
+
+
+def test_as_torchs_own_code_calls(tmp_path: Path) -> None:
+    ranks.run(__file__, "scenario_as_torchs_own_code_calls", tmp_path)
+
+
+def test_names_that_others_import() -> None:
+    theirs: Any = pytest.importorskip("torch.distributed.rpc")
+    for ours, module in ((constants, theirs.constants), (internal, theirs.internal)):
+        missing = {name for name in vars(module) if not name.startswith("__")} - set(vars(ours))
+        assert missing <= {"annotations", "collections", "copyreg", "dist", "Enum", "_get_current_rpc_agent"}
+    for name in ("DEFAULT_INIT_METHOD", "DEFAULT_NUM_WORKER_THREADS", "DEFAULT_RPC_TIMEOUT_SEC", "UNSET_RPC_TIMEOUT"):
+        assert getattr(constants, f"_{name}") == getattr(theirs.constants, f"_{name}")
 
 
 def test_names_of_workers() -> None:

@@ -113,6 +113,7 @@ def test_workers_come_and_go_while_others_call_each_other(spawn: Callable[..., l
         assert ended["calls"] > 100
     # init_rpc again, by one who was there, in the time in which a dead one is still on the list.
     w1.ask("again")
+    eventually(lambda: w1.ask("who") == w2.ask("who") and "w2" in w1.ask("who") and "w1" in w2.ask("who"))
     assert w1.ask("call", "w2") == w2.ask("call", "w1") == [2, 2]
     assert w1.ask("info") != info
     w1.quit()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,8 +19,8 @@ from support import ranks
 from support.servers import eventually
 
 from tensorcall import rpc
-from tensorcall.rpc import addresses
-from tensorcall.rpc.world import GrowingWorld, Member, StaticWorld, interruptible, keep_store_private
+from tensorcall.rpc import addresses, world_secret
+from tensorcall.rpc.world import GrowingWorld, Member, StaticWorld, interruptible
 from tensorcall.rpc.world_secret import SECRET
 
 
@@ -135,6 +137,127 @@ def test_a_secret_of_the_environment_goes_first(store: Callable[[], Any], monkey
     assert StaticWorld(store(), 0, 1, 1).secret == "given"
 
 
+def test_a_secret_of_the_environment_is_not_in_the_store(
+    store: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECRET, "open-sesame")
+    assert static(store(), "a", 0, 1).secret == "open-sesame"
+    assert b"open-sesame" not in (tmp_path / "store").read_bytes()
+    # All have it, or none.
+    monkeypatch.delenv(SECRET)
+    with pytest.raises(RuntimeError, match=r"different secrets.*store of the rendezvous.*set TENSORCALL_RPC_SECRET to"):
+        StaticWorld(store(), 0, 1, 1)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another user's home."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("place", ["tcp://127.0.0.1:1", "tcp://localhost:1", "tcp://[::1]:1", "env://"])
+def test_on_loopback_the_secret_is_the_users(
+    place: str, store: Callable[[], Any], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    first, second = StaticWorld(store(), 0, 2, 1, place), StaticWorld(store(), 1, 2, 1, place)
+    assert first.secret == second.secret
+    assert len(first.secret) > 40
+    assert first.secret.encode() not in (tmp_path / "store").read_bytes()
+    # Each world has its own.
+    other = dist.PrefixStore("q", store())  # type: ignore[attr-defined]
+    assert GrowingWorld(other, 0, place).secret != first.secret
+    assert not caplog.records
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(RuntimeError, match="different secrets: set TENSORCALL_RPC_SECRET to the same"):
+        StaticWorld(store(), 1, 2, 1, place)
+
+
+@pytest.mark.parametrize("place", ["tcp://192.0.2.1:1", "tcp://some-host:1", "env://", ""])
+def test_elsewhere_a_warning_tells_who_can_read_the_secret(
+    place: str, store: Callable[[], Any], home: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "some-host")
+    first, second = StaticWorld(store(), 0, 2, 1, place), StaticWorld(store(), 1, 2, 1, place)
+    assert first.secret == second.secret
+    (record,) = caplog.records
+    assert "whoever reaches that can read it" in record.getMessage()
+    assert SECRET in record.getMessage()
+    # Whoever takes it for a place of its own machine is told at once.
+    with pytest.raises(RuntimeError, match="different secrets: this one takes it from the key of this user"):
+        StaticWorld(store(), 1, 2, 1, "tcp://127.0.0.1:1")
+
+
+def test_a_file_is_the_users(store: Callable[[], Any], tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "store"
+    path.touch(0o644)
+    opened = store()
+    world = StaticWorld(opened, 0, 1, 1, f"file://{path}")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert world.secret.encode() in path.read_bytes()
+    assert not caplog.records
+    # It is born so.
+    assert world_secret.make_private(f"file://{tmp_path}/new")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_of_somebody_else_is_taken_with_a_warning(
+    store: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    opened, path = store(), tmp_path / "store"
+    monkeypatch.setattr("tensorcall.rpc.world_secret.os.getuid", lambda: 12345)
+    assert StaticWorld(opened, 0, 1, 1, f"file://{path}").secret
+    assert [SECRET in record.getMessage() for record in caplog.records] == [True]
+    assert not world_secret.make_private(f"file://{tmp_path}/no/such/folder")
+    assert not world_secret.make_private("file://")
+
+
+def test_sizes_that_differ_are_told_to_all(store: Callable[[], Any]) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(static, store(), "a", 0, 2)
+        while not store().check(["worker/0"]):
+            time.sleep(0.01)
+        began = time.monotonic()
+        with pytest.raises(RuntimeError, match="rank 1 has world_size=3, another has 2"):
+            StaticWorld(store(), 1, 3, 20)
+        with pytest.raises(RuntimeError, match="rank 1 has world_size=3, another has 2"):
+            first.result()
+        assert time.monotonic() - began < 5
+
+
+def _initialise(place: str, size: str) -> str:
+    return f"""
+from tensorcall import rpc
+options = rpc.TensorPipeRpcBackendOptions(init_method={place!r}, rpc_timeout=20)
+rpc.init_rpc("w" + RANK, rank=int(RANK), world_size={size}, rpc_backend_options=options)
+rpc.shutdown()
+"""
+
+
+def _run_two(program: str, secrets: tuple[str, str]) -> list[str]:
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"RANK = '{rank}'\n{program}"],
+            stderr=subprocess.PIPE,
+            env={**os.environ, SECRET: secret},
+            text=True,
+        )
+        for rank, secret in enumerate(secrets)
+    ]
+    return [process.communicate(timeout=50)[1] for process in running]
+
+
+def test_workers_with_different_secrets_are_told(tmp_path: Path) -> None:
+    for text in _run_two(_initialise(f"file://{tmp_path}/meet", "2"), ("one", "another")):
+        assert "RuntimeError: the workers of this world have different secrets: set TENSORCALL_RPC_SECRET to" in text
+
+
+def test_workers_with_different_sizes_are_told(tmp_path: Path) -> None:
+    for text in _run_two(_initialise(f"file://{tmp_path}/meet", "2 + int(RANK)"), ("same", "same")):
+        assert "the workers disagree about their number" in text
+
+
 def options(init_method: str = "file:///x", bind: str | None = None, advertise: str | None = None) -> Any:
     return SimpleNamespace(init_method=init_method, bind=bind, advertise=advertise)
 
@@ -179,23 +302,6 @@ def test_waiting_gives_what_it_waits_for() -> None:
     assert interruptible(lambda: threading.current_thread().name) == "tensorcall-rendezvous"
     with pytest.raises(KeyError, match="x"):
         interruptible(lambda: {}["x"])
-
-
-def test_the_store_is_kept_from_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = tmp_path / "a store"
-    store.touch(0o644)
-    keep_store_private(f"file://{tmp_path}/a%20store")
-    assert store.stat().st_mode & 0o777 == 0o600
-    keep_store_private("tcp://127.0.0.1:29500")
-    assert not caplog.records
-    keep_store_private("tcp://10.0.0.5:29500")
-    assert "TENSORCALL_RPC_SECRET" in caplog.text
-    caplog.clear()
-    monkeypatch.setenv("TENSORCALL_RPC_SECRET", "something-long")
-    keep_store_private("tcp://10.0.0.5:29500")
-    assert not caplog.records
 
 
 def scenario_again(rank: int) -> None:

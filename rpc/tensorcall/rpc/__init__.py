@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.autograd as dist_autograd
 
-from tensorcall.rpc import api, backend_registry, constants, functions, options
+from tensorcall.rpc import api, backend_registry, constants, functions, options, world_secret
 from tensorcall.rpc.agent import Agent as TensorPipeAgent
 from tensorcall.rpc.agent import RpcAgent
 from tensorcall.rpc.api import (
@@ -28,6 +28,12 @@ from tensorcall.rpc.api import (
     _delete_all_user_and_unforked_owner_rrefs,
     _destroy_rref_context,
     _get_current_rpc_agent,
+    _invoke_remote_builtin,
+    _invoke_remote_python_udf,
+    _invoke_remote_torchscript,
+    _invoke_rpc_builtin,
+    _invoke_rpc_python_udf,
+    _invoke_rpc_torchscript,
     _is_current_rpc_agent_set,
     _reset_current_rpc_agent,
     _rref_context_get_debug_info,
@@ -57,7 +63,8 @@ from tensorcall.rpc.server_process_global_profiler import _server_process_global
 from tensorcall.rpc.torch_modules import replace_torch_rpc
 from tensorcall.rpc.torchscript import python_side
 from tensorcall.rpc.worker_info import WorkerInfo
-from tensorcall.rpc.world import interruptible
+from tensorcall.rpc.world import interruptible, tell_trouble, told_trouble
+from tensorcall.wire.errors import Unauthenticated
 
 __all__ = [
     "AllGatherStates",
@@ -76,6 +83,12 @@ __all__ = [
     "_get_current_rpc_agent",
     "_get_debug_info",
     "_init_rpc_backend",
+    "_invoke_remote_builtin",
+    "_invoke_remote_python_udf",
+    "_invoke_remote_torchscript",
+    "_invoke_rpc_builtin",
+    "_invoke_rpc_python_udf",
+    "_invoke_rpc_torchscript",
     "_is_current_rpc_agent_set",
     "_reset_current_rpc_agent",
     "_rref_context_get_debug_info",
@@ -106,6 +119,9 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+# What a server says to whoever shows another secret than its own.
+_WRONG_SECRET = "this server wants its secret"
 
 _DEFAULT_INIT_METHOD = constants.DEFAULT_INIT_METHOD
 _DEFAULT_NUM_WORKER_THREADS = constants.DEFAULT_NUM_WORKER_THREADS
@@ -190,6 +206,8 @@ def _meet(given: Any, rank: int, world_size: int | None) -> Any:
     """Meets the others, by torch's rendezvous; returns a store whose keys are this world's own."""
     global rendezvous_iterator, _init_counter
     torch_distributed: Any = dist
+    if rank >= 0 or world_size:
+        world_secret.make_private(given.init_method)
     if rank < 0 and not world_size:
         # Workers without ranks meet in a directory (see elastic); backends are given a store all the same.
         return torch_distributed.HashStore()
@@ -243,15 +261,21 @@ def _init_rpc_backend(
     )
     api._init_rpc_states(agent)
     if isinstance(agent, TensorPipeAgent) and agent.is_static_group:
-        _wait_for_all(agent)
+        _wait_for_all(agent, store)
 
 
-def _wait_for_all(agent: Any) -> None:
+def _wait_for_all(agent: Any, store: Any) -> None:
     """Returns when all workers are here: whoever hosts the store may go then, and all can be called."""
     try:
         api._all_gather(None, timeout=agent.rpc_timeout)
-    except BaseException:
+    except BaseException as error:
+        # It may be known in words only, or to another worker only: to this one that is gone by then.
+        if isinstance(error, Unauthenticated) or _WRONG_SECRET in str(error):
+            tell_trouble(store, world_secret.DIFFERENT)
+        trouble = told_trouble(store) if isinstance(error, RuntimeError) else ""
         api.shutdown(graceful=False)
+        if trouble:
+            raise RuntimeError(f"{trouble}; {error}") from error
         raise
 
 

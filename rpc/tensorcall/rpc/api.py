@@ -271,6 +271,104 @@ def remote(
     return rref
 
 
+# --- calls that are prepared already, as torch's C++ takes them ---
+
+
+def _made(func: Callable[..., Any], args: tuple[Any, ...], kind: callees.Kind, later: bool, stays: bool) -> Call:
+    target = Target(function=serving.RUN_LATER if later else serving.RUN)
+    return Call(target, (func, args, {}), [], f"{kind.name}_{'REMOTE_' if stays else ''}CALL")
+
+
+def _submit(to: str, call: Call, timeout: float) -> Any:
+    agent: Agent = _get_current_rpc_agent()
+    return agent.outgoing.submit(agent.member(to), call, agent.seconds(timeout))
+
+
+def _create(to: str, call: Call, timeout: float, name: str, given: object = None) -> RRef[Any]:
+    agent: Agent = _get_current_rpc_agent()
+    made_by = f"remote({name}) at {call_site()} on {agent.me.name}"
+    return create(agent, agent.member(to), call, agent.seconds(timeout), made_by, of_result(given))
+
+
+def _invoke_rpc_python_udf(
+    dst: WorkerInfo,
+    pickledPythonUDF: bytes,  # noqa: N803 torch's name
+    tensors: list[Any],
+    rpcTimeoutSeconds: float,  # noqa: N803 torch's name
+    isAsyncExecution: bool,  # noqa: N803 torch's name
+) -> Any:
+    """Runs a `PythonUDF` that `internal.serialize` has pickled; returns the future of its result."""
+    args = (pickledPythonUDF, tensors)
+    return _submit(
+        dst.name, _made(run_serialized, args, callees.Kind.PYTHON, isAsyncExecution, False), rpcTimeoutSeconds
+    )
+
+
+def _invoke_rpc_builtin(
+    dst: WorkerInfo,
+    opName: str,  # noqa: N803 torch's name
+    rpcTimeoutSeconds: float,  # noqa: N803 torch's name
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Runs one of torch's operators, by its name in TorchScript; returns the future of its result."""
+    call = _made(callees.run_builtin, (opName, args, kwargs), callees.Kind.SCRIPT, False, False)
+    return _submit(dst.name, call, rpcTimeoutSeconds)
+
+
+def _invoke_rpc_torchscript(
+    dstWorkerName: str,  # noqa: N803 torch's name
+    qualifiedNameStr: str,  # noqa: N803 torch's name
+    argsTuple: tuple[Any, ...],  # noqa: N803 torch's name
+    kwargsDict: Mapping[str, Any],  # noqa: N803 torch's name
+    rpcTimeoutSeconds: float,  # noqa: N803 torch's name
+    isAsyncExecution: bool,  # noqa: N803 torch's name
+) -> Any:
+    """Runs a TorchScript function, by its qualified name; returns the future of its result."""
+    run_it = callees.run_script_later if isAsyncExecution else callees.run_script
+    args = (qualifiedNameStr, argsTuple, dict(kwargsDict))
+    return _submit(dstWorkerName, _made(run_it, args, callees.Kind.SCRIPT, isAsyncExecution, False), rpcTimeoutSeconds)
+
+
+def _invoke_remote_python_udf(
+    dst: WorkerInfo,
+    pickledPythonUDF: bytes,  # noqa: N803 torch's name
+    tensors: list[Any],
+    rpcTimeoutSeconds: float,  # noqa: N803 torch's name
+    isAsyncExecution: bool,  # noqa: N803 torch's name
+) -> RRef[Any]:
+    """As `_invoke_rpc_python_udf`; returns an RRef to the result, which stays there."""
+    call = _made(run_serialized, (pickledPythonUDF, tensors), callees.Kind.PYTHON, isAsyncExecution, True)
+    return _create(dst.name, call, rpcTimeoutSeconds, "PythonUDF")
+
+
+def _invoke_remote_builtin(
+    dst: WorkerInfo,
+    opName: str,  # noqa: N803 torch's name
+    rpcTimeoutSeconds: float,  # noqa: N803 torch's name
+    *args: Any,
+    **kwargs: Any,
+) -> RRef[Any]:
+    """As `_invoke_rpc_builtin`; returns an RRef to the result, which stays there."""
+    call = _made(callees.run_builtin, (opName, args, kwargs), callees.Kind.SCRIPT, False, True)
+    return _create(dst.name, call, rpcTimeoutSeconds, opName, opName)
+
+
+def _invoke_remote_torchscript(
+    dstWorkerName: str,  # noqa: N803 torch's name
+    qualifiedNameStr: str,  # noqa: N803 torch's name
+    rpcTimeoutSeconds: float,  # noqa: N803 torch's name
+    isAsyncExecution: bool,  # noqa: N803 torch's name
+    *args: Any,
+    **kwargs: Any,
+) -> RRef[Any]:
+    """As `_invoke_rpc_torchscript`; returns an RRef to the result, which stays there."""
+    run_it = callees.run_script_later if isAsyncExecution else callees.run_script
+    call = _made(run_it, (qualifiedNameStr, args, kwargs), callees.Kind.SCRIPT, isAsyncExecution, True)
+    given = callees.scripted(qualifiedNameStr)
+    return _create(dstWorkerName, call, rpcTimeoutSeconds, qualifiedNameStr, given)
+
+
 def _rref_typeof_on_owner(rref: Any, blocking: bool = True) -> Any:
     """Returns the type of a value of this worker, or a future of it."""
     kind = type(rref.local_value())

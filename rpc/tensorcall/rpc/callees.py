@@ -120,13 +120,18 @@ def run_script(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> A
     Raises:
         RuntimeError: no function of this name was scripted in this process.
     """
-    function = _state._python_cu.find_function(name)
+    function = scripted(name)
     if function is None:
         raise RuntimeError(
             f"attempted to get undefined function {name.rpartition('.')[2]}: "
             f"{name} was not scripted in this process; do so on both workers"
         )
     return function(*args, **kwargs)
+
+
+def scripted(name: str) -> Any:
+    """Returns the TorchScript function of this name; None if none was scripted in this process."""
+    return _state._python_cu.find_function(name)
 
 
 @functions.async_execution

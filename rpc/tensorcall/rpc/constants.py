@@ -22,4 +22,10 @@ DEFAULT_PROCESS_GROUP_TIMEOUT: timedelta = timedelta(milliseconds=2**31 - 1)
 UNSET_RPC_TIMEOUT: float = -1.0
 """A call's timeout that stands for the default."""
 
+# What torch imports there from C++, and others import from there.
+_DEFAULT_INIT_METHOD = DEFAULT_INIT_METHOD
+_DEFAULT_NUM_WORKER_THREADS = DEFAULT_NUM_WORKER_THREADS
+_DEFAULT_RPC_TIMEOUT_SEC = DEFAULT_RPC_TIMEOUT_SEC
+_UNSET_RPC_TIMEOUT = UNSET_RPC_TIMEOUT
+
 __all__: list[str] = []

@@ -19,7 +19,7 @@ from tensorcall.client.membership import Membership as _Membership
 from tensorcall.rpc import meeting
 from tensorcall.rpc.meeting import Meeting
 from tensorcall.rpc.world import Member, World
-from tensorcall.rpc.world_secret import SECRET
+from tensorcall.rpc.world_secret import ADVICE
 from tensorcall.server import members
 from tensorcall.server.config import ServerConfig
 from tensorcall.server.directory import LEASE_SECONDS
@@ -198,10 +198,7 @@ class Membership:
 
     def _advised(self, error: BaseException, address: str) -> BaseException:
         if isinstance(error, Unauthenticated):
-            return Unauthenticated(
-                f"the world at {address} has another secret than this worker: set {SECRET} to the same for all "
-                "its workers (on loopback addresses it need not be set if all are processes of one user)"
-            )
+            return Unauthenticated(f"the world at {address} has another secret than this worker: {ADVICE}")
         if isinstance(error, NotImplementedByPeer):
             return NotImplementedByPeer(f"what listens at {address} is no directory: choose another port")
         return error

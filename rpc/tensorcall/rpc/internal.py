@@ -1,7 +1,7 @@
 """What torch.distributed.rpc.internal has that others lean on: the pickler, its messages, and names of profiles.
 
-The pickler is tensorcall's own (tensorcall.wire.pickles): a tensor leaves the pickle through `persistent_id`, and no
-table hangs on the thread.
+The pickler is tensorcall's own (tensorcall.wire.pickles): a tensor leaves the pickle through `persistent_id`. Its table
+hangs on the thread only for reducers of others that add to it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import pickle
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +22,13 @@ from tensorcall.rpc import profiling
 from tensorcall.wire import pickles, rrefs
 
 __all__ = ["PythonUDF", "RPCExecMode", "RemoteException", "deserialize", "serialize"]
+
+
+# While `serialize` and `deserialize` run: `send_tables` and `recv_tables`, the tensors of the pickle.
+_thread_local_tensor_tables = threading.local()
+# By which torch pickles; kept for code that derives from them.
+_pickler = pickle.Pickler
+_unpickler = pickle.Unpickler
 
 
 class RPCExecMode(enum.Enum):
@@ -84,13 +94,29 @@ class _Keeping(threading.local):
 _keeping = _Keeping()
 
 
+@contextlib.contextmanager
+def _on_thread(name: str, tensors: Sequence[Any]) -> Iterator[None]:
+    """Shows a table of tensors to reducers and what they name; in place of that of a pickle around this one."""
+    there = vars(_thread_local_tensor_tables)
+    before = there.get(name)
+    there[name] = tensors
+    try:
+        yield
+    finally:
+        if before is None:
+            del there[name]
+        else:
+            there[name] = before
+
+
 class _InternalRPCPickler:
     """Objects ↔ (bytes, tensors)."""
 
     def serialize(self, obj: object) -> tuple[bytes, list[Any]]:
         """Pickles an object, its tensors apart, each once. References stay alive as long as the call's arguments."""
         table: Any = _Table()
-        data = pickles.dumps(obj, table)
+        with _on_thread("send_tables", table.tensors):
+            data = pickles.dumps(obj, table)
         if _keeping.handles is not None:
             _keeping.handles += table.handles
         return data, table.tensors
@@ -102,12 +128,23 @@ class _InternalRPCPickler:
             The object; an AttributeError with advice where the pickle names what is missing here, as torch's does.
         """
         given: Any = _Given(tensor_table)
-        return pickles.loads(binary_data, given)
+        with _on_thread("recv_tables", tensor_table):
+            return pickles.loads(binary_data, given)
 
     def _register_reducer(self, obj_class: type, reducer: Callable[[Any], tuple[Any, ...]]) -> None:
         """Pickles instances of a class by a function of one's own; the first one registered stays."""
         with contextlib.suppress(ValueError):
             pickles.register_reducer(obj_class, reducer)
+
+    def _tensor_reducer(self, tensor: Any) -> tuple[Any, ...]:
+        """How a tensor is left out of a pickle, for reducers of one's own."""
+        tensors = _thread_local_tensor_tables.send_tables
+        tensors.append(tensor)
+        return _InternalRPCPickler._tensor_receiver, (len(tensors) - 1,)
+
+    @classmethod
+    def _tensor_receiver(cls, tensor_index: int) -> Any:
+        return _thread_local_tensor_tables.recv_tables[tensor_index]
 
     def _py_rref_reducer(self, py_rref: Any) -> tuple[Any, ...]:
         """How a reference is pickled, for picklers of one's own."""
@@ -174,6 +211,43 @@ def run_serialized(data: bytes, tensors: Sequence[Any]) -> Any:
     if isinstance(udf, AttributeError):
         raise udf
     return callees.run(udf.func, udf.args or (), udf.kwargs or {})
+
+
+def _run_function(python_udf: Any) -> Any:
+    """Runs a call as torch's handler does.
+
+    Returns:
+        Its result; a `RemoteException` if it raised, or if the call is an AttributeError that `deserialize` returned.
+    """
+    from tensorcall.rpc import api
+
+    try:
+        if isinstance(python_udf, AttributeError):
+            raise python_udf
+        return python_udf.func(*python_udf.args, **python_udf.kwargs)
+    except Exception as error:
+        text = f"On {api._get_current_rpc_agent().get_worker_info()}:\n{error!r}\n{traceback.format_exc()}"
+        sys.stderr.write(f"{text}\n")
+        return RemoteException(text, type(error))
+
+
+def _handle_exception(result: Any) -> None:
+    """Raises what a `RemoteException` tells of; takes any other result as it is.
+
+    Raises:
+        RuntimeError: the exception's type can't be made of a text alone.
+    """
+    if not isinstance(result, RemoteException):
+        return
+    text = result.msg.encode().decode("unicode_escape")
+    try:
+        error = result.exception_type(text)
+    except BaseException as trouble:
+        raise RuntimeError(
+            f"Failed to create original exception type. Error msg was {trouble} Original exception on remote side was "
+            f"{text}"
+        ) from trouble
+    raise error
 
 
 def _build_rpc_profiling_key(

@@ -1,17 +1,13 @@
 """Who is in the world, told through the store of torch's rendezvous.
 
 Each worker starts its server first and then writes down where it is. The keys lie under a prefix that counts how often
-this process has called init_rpc, so that it may be called again after shutdown. The world's secret is made by whoever
-asks for it first; it never leaves the store and the calls between workers.
+this process has called init_rpc, so that it may be called again after shutdown. For its secret see `world_secret`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
-import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -19,14 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from tensorcall.rpc import world_secret
 from tensorcall.rpc.worker_info import WorkerInfo
 
-_log = logging.getLogger(__name__)
-
-_SECRET, _STATIC, _COUNT = "secret", "rpcIsStaticGroup", "members"
+_STATIC, _SIZE, _COUNT = "rpcIsStaticGroup", "size", "members"
+# Why a static world can't be.
+_TROUBLE = "trouble"
 # How long it is believed that somebody is still there, in a world where they come and go.
 _BELIEVED_SECONDS = 1.0
 _MIXED = "RPC group mixes statically and dynamically initialized members which is not supported."
@@ -101,7 +96,7 @@ class World(ABC):
 class StaticWorld(World):
     """A world of fixed size whose members have ranks."""
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
+    def __init__(self, store: Any, rank: int, size: int, timeout: float, init_method: str = "") -> None:
         """Takes part in a world's secret.
 
         Args:
@@ -109,6 +104,10 @@ class StaticWorld(World):
             rank: this worker's.
             size: how many there are.
             timeout: how many seconds to wait for the others; 0: for ever.
+            init_method: where the workers met to share the store; empty: unknown.
+
+        Raises:
+            RuntimeError: the others have another kind, size or secret.
         """
         self.store = store
         self._rank = rank
@@ -119,7 +118,17 @@ class StaticWorld(World):
         if not 0 <= rank < size:
             raise RuntimeError(f"rank {rank} is not in a world of {size}: ranks go from 0 to {size - 1}")
         _agree(store, _STATIC, "1")
-        self.secret = world_secret.configured() or _agreed(store, _SECRET, secrets.token_urlsafe(32))
+        first = world_secret.agreed(store, _SIZE, str(size))
+        if first != str(size):
+            # For those who wait, too.
+            trouble = f"the workers disagree about their number: rank {rank} has world_size={size}, another has {first}"
+            tell_trouble(store, trouble)
+            raise RuntimeError(trouble)
+        try:
+            self.secret = world_secret.of_ranks(store, init_method)
+        except RuntimeError as error:
+            tell_trouble(store, f"rank {rank} can't join: {error}")
+            raise
 
     def join(self, me: Member) -> None:
         """Makes this worker known and waits for all others."""
@@ -139,17 +148,21 @@ class StaticWorld(World):
 
     def _get(self, key: str, end: float | None) -> bytes:
         """Waits for what another worker writes down."""
+        trouble = ""
         try:
             while True:
                 left = 10.0 if end is None else end - time.monotonic()
                 # In pieces, so that Ctrl-C gets through.
                 if _wait(self.store, key, min(left, 0.5)):
                     return bytes(self.store.get(key))
+                trouble = told_trouble(self.store)
+                if trouble:
+                    break
                 if end is not None and time.monotonic() >= end:
                     break
         except RuntimeError as error:
             raise RuntimeError(f"the store of the rendezvous failed: {error}{self._who_is_missing()}") from error
-        raise RuntimeError(f"not all workers came within {self._timeout:g} s{self._who_is_missing()}")
+        raise RuntimeError(trouble or f"not all workers came within {self._timeout:g} s{self._who_is_missing()}")
 
     def _who_is_missing(self) -> str:
         try:
@@ -175,12 +188,16 @@ class GrowingWorld(World):
 
     is_static = False
 
-    def __init__(self, store: Any, rank: int) -> None:
+    def __init__(self, store: Any, rank: int, init_method: str = "") -> None:
         """Takes part in a world's secret.
 
         Args:
             store: where all of it is written down, below a prefix of its own.
             rank: this worker's id.
+            init_method: where the workers met to share the store; empty: unknown.
+
+        Raises:
+            RuntimeError: the others have another kind or secret.
         """
         self.store = store
         self._rank = rank
@@ -191,7 +208,7 @@ class GrowingWorld(World):
         # When it was last looked whether they had left.
         self._looked: dict[int, float] = {}
         _agree(store, _STATIC, "0")
-        self.secret = world_secret.configured() or _agreed(store, _SECRET, secrets.token_urlsafe(32))
+        self.secret = world_secret.of_ranks(store, init_method)
 
     def join(self, me: Member) -> None:
         """Makes this worker known."""
@@ -251,13 +268,23 @@ class GrowingWorld(World):
                 self.store.set(f"left/{place}", "1")
 
 
-def _agreed(store: Any, key: str, mine: str) -> str:
-    """Returns the key's value: this one unless somebody else was first."""
-    return bytes(store.compare_set(key, "", mine)).decode()
+def tell_trouble(store: Any, trouble: str) -> None:
+    """Tells all workers of a world why it can't be, as far as they can be told."""
+    with contextlib.suppress(RuntimeError):
+        store.set(_TROUBLE, trouble)
+
+
+def told_trouble(store: Any) -> str:
+    """Returns why a world can't be, if another worker has told."""
+    # Whoever hosted the store may have left before.
+    with contextlib.suppress(RuntimeError):
+        if store.check([_TROUBLE]):
+            return bytes(store.get(_TROUBLE)).decode()
+    return ""
 
 
 def _agree(store: Any, key: str, mine: str) -> None:
-    if _agreed(store, key, mine) != mine:
+    if world_secret.agreed(store, key, mine) != mine:
         raise RuntimeError(_MIXED)
 
 
@@ -273,30 +300,6 @@ def _wait(store: Any, key: str, seconds: float) -> bool:
         time.sleep(min(pause, left))
         pause = min(2 * pause, 0.2)
     return True
-
-
-def keep_store_private(init_method: str) -> None:
-    """Keeps others from reading the world's secret in the rendezvous' store, as far as that is up to us.
-
-    Who reads it can have the workers run what he likes. A file is made readable by its owner alone. torch's TCP store
-    listens on all interfaces and lets everybody read: there, only a secret that is set on each worker is one.
-    """
-    url = urlsplit(init_method)
-    if world_secret.configured():
-        return
-    if url.scheme == "file":
-        # Made by another user, it is that one's to keep; and it may be gone already.
-        with contextlib.suppress(OSError):
-            os.chmod(unquote(url.path), 0o600)
-        return
-    host = os.environ.get("MASTER_ADDR", "") if url.scheme == "env" else url.hostname
-    if host not in ("localhost", "127.0.0.1", "::1"):
-        _log.warning(
-            "the world's secret lies in the store at %s, where whoever reaches it can read it: set %s to the same long "
-            "random text on all workers",
-            host,
-            world_secret.SECRET,
-        )
 
 
 def join(store: Any, name: str, rank: int, world_size: int | None, options: TensorPipeRpcBackendOptions) -> Agent:
@@ -315,18 +318,16 @@ def join(store: Any, name: str, rank: int, world_size: int | None, options: Tens
     # Late: the agent knows worlds.
     from tensorcall.rpc import agent
 
-    if rank >= 0:
-        keep_store_private(options.init_method)
     world: World
     if world_size:
-        world = StaticWorld(store, rank, world_size, options.rpc_timeout)
+        world = StaticWorld(store, rank, world_size, options.rpc_timeout, options.init_method)
     elif rank < 0:
         from tensorcall.rpc.elastic import ElasticWorld
 
         world = elastic = ElasticWorld(options.init_method, options.rpc_timeout)
         rank = elastic.worker_id
     else:
-        world = GrowingWorld(store, rank)
+        world = GrowingWorld(store, rank, options.init_method)
     return agent.Agent(name, rank, world, options)
 
 

@@ -19,7 +19,7 @@ import threading
 import types
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from tensorcall.wire.errors import BadPayload, Unencodable
 
@@ -168,9 +168,13 @@ def enum_member(cls: type[enum.Enum], name: str) -> enum.Enum:
                 break
         else:
             try:
-                return cls(value)
+                found: Any = cls(value)
             except (ValueError, TypeError):
-                pass
+                found = None
+            # Python remembers what somebody once made of it, past its own check: Enum's cache is asked first.
+            strict = getattr(cls, "_boundary_", None) is getattr(enum, "STRICT", "")
+            if found is not None and not (strict and found._value_ & ~cast(Any, cls)._flag_mask_):
+                return cast(enum.Enum, found)
     raise BadPayload(f"{cls.__qualname__} has no member {name!r:.80}: it has {', '.join(members) or 'none'}")
 
 

@@ -30,7 +30,8 @@ def _construct_options(
 def _init_backend(store: Any, name: str, rank: int, world_size: int, rpc_backend_options: Any) -> Any:
     if not isinstance(rpc_backend_options, FaultyTensorPipeRpcBackendOptions):
         raise TypeError(f"`rpc_backend_options` must be a `FaultyTensorPipeRpcBackendOptions`. {rpc_backend_options}")
-    there = world.StaticWorld(store, rank, world_size, rpc_backend_options.rpc_timeout)
+    options = rpc_backend_options
+    there = world.StaticWorld(store, rank, world_size, options.rpc_timeout, options.init_method)
     return FaultyTensorPipeAgent(name, rank, there, rpc_backend_options)
 
 
